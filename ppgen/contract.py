@@ -1,0 +1,390 @@
+r"""The contract that every generative model of ppgen keeps.
+
+A family is a subclass of :class:`GenerativeModel` with two Pyro programs,
+``model`` (the generative story :math:`p(x, z)`) and ``guide`` (the recognition
+:math:`q(z \mid x)`), and as many *capabilities* as its mathematics allows. Every
+number about a density travels as an :class:`Estimate`, which says what it is.
+
+All log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, Self, runtime_checkable
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from torch import Tensor
+
+from ppgen.datasets.values import REAL, Values
+from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.ops.random import forked_rng
+
+# --------------------------------------------------------------------------------------
+# Estimates
+# --------------------------------------------------------------------------------------
+
+
+class Kind(StrEnum):
+    """What a number says about the quantity that it stands for."""
+
+    EXACT = "exact"
+    LOWER_BOUND = "lower_bound"
+    UPPER_BOUND = "upper_bound"
+    ESTIMATE = "estimate"
+    UNNORMALISED = "unnormalised"
+
+
+# What adding two independent quantities of these kinds gives.
+_OPPOSITE = {Kind.LOWER_BOUND: Kind.UPPER_BOUND, Kind.UPPER_BOUND: Kind.LOWER_BOUND}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, or one number a datum, with what it is and how sure it is.
+
+    Attributes:
+        value: the estimate; log quantities in nats.
+        kind: exact, a bound in expectation, a consistent estimate, or a log density
+            that lacks its normaliser.
+        std_error: Monte-Carlo standard error of ``value``, same shape; 0 where
+            nothing was drawn at random.
+    """
+
+    value: Tensor
+    kind: Kind
+    std_error: Tensor
+
+    @classmethod
+    def of(cls, value: Tensor, kind: Kind | str, std_error: Tensor | None = None) -> Self:
+        """Build an estimate; ``std_error`` defaults to zero."""
+        return cls(value, Kind(kind), torch.zeros_like(value) if std_error is None else std_error)
+
+    def mean(self) -> Estimate:
+        r"""The mean over data, as an estimate of the population mean.
+
+        The standard error is :math:`s / \sqrt{N}`, with s the standard deviation of the
+        values over data; it holds the sampling of the data and, inside it, the
+        Monte-Carlo error of each value. For N = 1 it is the Monte-Carlo error alone.
+        """
+        count = self.value.numel()
+        if count == 1:
+            return Estimate(self.value.mean(), self.kind, self.std_error.mean())
+        return Estimate(self.value.mean(), self.kind, self.value.std() / math.sqrt(count))
+
+    def affine(self, scale: float, shift: float = 0.0) -> Estimate:
+        """``scale * self + shift``; a negative scale turns a lower bound into an upper one."""
+        kind = _OPPOSITE.get(self.kind, self.kind) if scale < 0 else self.kind
+        return Estimate(scale * self.value + shift, kind, abs(scale) * self.std_error)
+
+    def __str__(self) -> str:
+        if self.value.numel() != 1:
+            return f"{self.kind} of shape {tuple(self.value.shape)}, mean {self.mean()}"
+        sign = {Kind.LOWER_BOUND: "≥ ", Kind.UPPER_BOUND: "≤ "}.get(self.kind, "")
+        return f"{sign}{self.value.item():.4f} ± {self.std_error.item():.4f} ({self.kind})"
+
+
+# --------------------------------------------------------------------------------------
+# Capabilities: a task asks for one; a family has it by having the method
+# --------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class HasLogLikelihood(Protocol):
+    """log p(x), exact, bounded or unnormalised, as its estimate says."""
+
+    def log_likelihood(self, x: Tensor, context: Tensor | None = None, **options: Any) -> Estimate:
+        """Log-likelihood log p(x_n) of each datum, value of shape (N,), in nats."""
+
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A map from data to latents."""
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Latents of x: the posterior mean, or the exact inverse; shape (N, L)."""
+
+
+@runtime_checkable
+class HasDecoder(Protocol):
+    """A map from latents to data."""
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The mean of x given z, or the exact image of z; shape (N, *event_shape)."""
+
+
+@runtime_checkable
+class HasScore(Protocol):
+    """The gradient of the log density."""
+
+    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Gradient d log p(x) / dx; same shape as x."""
+
+
+@runtime_checkable
+class HasEnergy(Protocol):
+    """An energy: minus the log density up to a constant."""
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """E(x) with p(x) = exp(-E(x)) / Z; shape (N,), in nats."""
+
+
+@runtime_checkable
+class HasLogPartition(Protocol):
+    """The normaliser of an energy."""
+
+    def log_partition(self, **options: Any) -> Estimate:
+        """The log normaliser log Z, a scalar, in nats."""
+
+
+@runtime_checkable
+class HasResponsibilities(Protocol):
+    """An exact posterior over a discrete latent."""
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """p(k | x_n); shape (N, K), rows sum to one."""
+
+
+@runtime_checkable
+class HasConditioning(Protocol):
+    """Draws of the missing coordinates given the observed ones."""
+
+    def condition(self, x: Tensor, mask: Tensor, num: int = 1, **options: Any) -> Tensor:
+        """Draws of x with ``mask`` (True = observed) held fixed; shape (num, N, *event_shape)."""
+
+
+def require(model: object, capability: type[Any], purpose: str) -> None:
+    """Raise :class:`~ppgen.errors.CapabilityError` unless ``model`` has ``capability``."""
+    if not isinstance(model, capability):
+        wanted = ", ".join(n for n in vars(capability) if not n.startswith("_"))
+        raise CapabilityError(
+            f"{purpose} needs a model with {wanted}(); {type(model).__name__} has none. "
+            f"ppgen.models.families_with({capability.__name__}) lists the families that have it."
+        )
+
+
+# --------------------------------------------------------------------------------------
+# The generative model
+# --------------------------------------------------------------------------------------
+
+_ANNOUNCE: ContextVar[bool] = ContextVar("ppgen_announce_parameters", default=True)
+_COUNTER = itertools.count(1)
+
+
+@contextlib.contextmanager
+def unannounced_parameters() -> Iterator[None]:
+    """Within, models do not tell Pyro of their parameters: faster, for loops that own an optimiser."""
+    token = _ANNOUNCE.set(False)
+    try:
+        yield
+    finally:
+        _ANNOUNCE.reset(token)
+
+
+def _program(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method a Pyro program: check x, tell Pyro of the parameters, allow priors."""
+
+    @functools.wraps(method)
+    def program(
+        self: GenerativeModel,
+        x: Tensor | None = None,
+        *,
+        num: int | None = None,
+        context: Tensor | None = None,
+    ) -> Any:
+        self.check_event(x)
+        self.check_context(context)
+        if not _ANNOUNCE.get() or not am_i_wrapped():
+            return method(self, x, num=num, context=context)
+        with self._programs():
+            return method(self, x, num=num, context=context)
+
+    return program
+
+
+class GenerativeModel(PyroModule):
+    """A Pyro model/guide pair with one way to sample, evaluate, fit, save and compare it.
+
+    A subclass calls ``super().__init__(event_shape, support=...)`` and defines
+
+    * ``model(self, x=None, *, num=None, context=None)``: the joint p(z, x | context) as
+      Pyro samples in the plate ``data``; the observed site is ``x``, latents are ``z``
+      (discrete ones ``k``). It returns x. Given ``x`` (shape ``(B, *event_shape)``), the
+      site is observed; without, ``num`` data are generated. Given both, ``x`` is a batch
+      of a population of ``num`` and Pyro scales its log-probability by ``num / B``.
+    * ``guide`` with the same signature: q(z | x, context); left out where there are no
+      latents.
+
+    Both run under any Pyro handler or algorithm. Everything learnt lives in
+    ``state_dict``: parameters are shown to Pyro as ``param`` sites under a name unique to
+    the instance, and never enter Pyro's global parameter store.
+
+    Attributes:
+        event_shape: shape of one datum.
+        support: the values that a coordinate of x can take.
+        density: kind of what ``log_likelihood`` returns; ``None`` for implicit models.
+        context_dim: number of features of the context that the model is conditioned on; 0 for none.
+        config: the constructor's arguments, which rebuild the model in :func:`ppgen.load`.
+    """
+
+    event_shape: torch.Size
+    support: Values
+    density: Kind | None = None
+    context_dim: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("model", "guide"):
+            if name in vars(cls):
+                setattr(cls, name, _program(vars(cls)[name]))
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Record the constructor's arguments and give the instance its name in Pyro traces."""
+        self: Self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        arguments = dict(list(bound.arguments.items())[1:])
+        arguments.update(arguments.pop("kwargs", {}))
+        self.__dict__["config"] = arguments
+        self.__dict__["_site_prefix"] = f"{cls.__name__}#{next(_COUNTER)}"
+        return self
+
+    def __init__(self, event_shape: tuple[int, ...] | torch.Size, *, support: Values = REAL) -> None:
+        super().__init__()
+        if not isinstance(event_shape, tuple | list) or not all(
+            isinstance(n, int) and n > 0 for n in event_shape
+        ):
+            raise ShapeError(
+                f"event_shape: expected a tuple of positive integers such as (2,) or (1, 28, 28), "
+                f"got {event_shape!r}"
+            )
+        # Made here as PyroModule would with its setting for local parameters switched on.
+        self._pyro_context.param_state = {"params": {}, "constraints": {}}
+        self.event_shape = torch.Size(event_shape)
+        self.support = support
+
+    def model(
+        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """The generative story; see the class."""
+        raise TypeError(f"{type(self).__name__} defines no model; a GenerativeModel needs one")
+
+    def guide(
+        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+    ) -> None:
+        """No latents, nothing to guess."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Calling the model runs ``model``."""
+        return self.model(*args, **kwargs)
+
+    @torch.no_grad()
+    def sample(self, num: int = 1, context: Tensor | None = None, *, seed: int | None = None) -> Tensor:
+        """Draw ``num`` data from p(x | context); shape ``(num, *event_shape)``.
+
+        Args:
+            num: how many.
+            context: one row a draw, where the model is conditional.
+            seed: for draws that repeat; the global generators are left as they were.
+                Without it, torch's global generator is used, as torch does.
+        """
+        if num < 1:
+            raise ConfigError(f"num: expected a positive integer, got {num}")
+        with contextlib.nullcontext() if seed is None else forked_rng(seed, self.device):
+            return self.model(num=num, context=context)
+
+    # -- for subclasses -------------------------------------------------------------------
+
+    def data_plate(self, x: Tensor | None, num: int | None, context: Tensor | None = None) -> pyro.plate:
+        """The plate ``data``, as ``model`` and ``guide`` both need it.
+
+        Its size is the batch, or ``num`` when generating; with both, the batch stands for a
+        population of ``num`` and log-probabilities inside are scaled by ``num / B``.
+        """
+        if x is None:
+            size = num if num is not None else 1 if context is None else len(context)
+            return pyro.plate("data", size, dim=-1, device=str(self.device))
+        batch = x.shape[0]
+        if num is None or num == batch:
+            return pyro.plate("data", batch, dim=-1, device=str(x.device))
+        if num < batch:
+            raise ShapeError(f"num: a population holds at least its batch of {batch} data, got num={num}")
+        indices = torch.arange(batch, device=x.device)
+        return pyro.plate("data", num, subsample=indices, dim=-1, device=str(x.device))
+
+    def check_event(self, x: Tensor | None) -> None:
+        """Raise :class:`~ppgen.errors.ShapeError` unless ``x`` has shape ``(B, *event_shape)``."""
+        if x is not None and x.shape[1:] != self.event_shape:
+            raise ShapeError(
+                f"x: {type(self).__name__} expects shape (B, {', '.join(map(str, self.event_shape))}), "
+                f"got {tuple(x.shape)}; one datum needs its batch dimension too: x[None]"
+            )
+
+    def check_context(self, context: Tensor | None) -> None:
+        """Raise unless ``context`` is given exactly where the model is conditional."""
+        if context is not None and self.context_dim == 0:
+            raise CapabilityError(
+                f"context: this {type(self).__name__} is unconditional, got a context of shape "
+                f"{tuple(context.shape)}; build it with context_dim=... if the family has that argument"
+            )
+        if context is None and self.context_dim > 0:
+            raise ShapeError(
+                f"context: this {type(self).__name__} is conditional and expects one row of "
+                f"{self.context_dim} features (or one integer label) a datum, got None"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; ``cpu`` for a model without any."""
+        for tensor in itertools.chain(self.parameters(), self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are learnt."""
+        return sum(p.numel() for p in self.parameters())
+
+    @contextlib.contextmanager
+    def _programs(self) -> Iterator[None]:
+        """Show parameters to Pyro without its global store, and let PyroSample priors work."""
+        with pyro.settings.context(module_local_params=True):
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad:
+                    _announce(f"{self._site_prefix}.{name}", parameter)
+            has_priors = any(isinstance(m, PyroModule) and m._pyro_samples for m in self.modules())
+            with self._pyro_context if has_priors else contextlib.nullcontext():
+                yield
+
+
+class _Itself:
+    """What Pyro calls to get from a parameter to its unconstrained leaf: the parameter itself.
+
+    Weak, and empty after pickling, so that a parameter shown to Pyro stays picklable.
+    """
+
+    def __init__(self, parameter: torch.nn.Parameter | None = None) -> None:
+        self.reference = (lambda: None) if parameter is None else weakref.ref(parameter)
+
+    def __call__(self) -> torch.nn.Parameter | None:
+        return self.reference()
+
+    def __reduce__(self) -> tuple[type[_Itself], tuple[()]]:
+        return _Itself, ()
+
+
+def _announce(name: str, parameter: torch.nn.Parameter) -> None:
+    """Emit a Pyro ``param`` message that already holds its value."""
+    parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]
+    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, name=name)

@@ -1,0 +1,1 @@
+"""Data with what is known of its values: built-in, generated, downloaded, or the user's own."""

@@ -1,0 +1,1 @@
+"""Inference: the trainer, objectives and algorithms. Knows the contract, never a family."""

@@ -1,0 +1,135 @@
+"""What a training objective is, and the step that the trainer repeats."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ppgen.contract import GenerativeModel
+from ppgen.errors import ConfigError
+
+Program = Callable[..., Any]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Stepper(Protocol):
+    """One training step and the state that it carries from step to step."""
+
+    def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Improve the model on one batch; figures by name, detached; ``loss`` is among them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers that resume the steps exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state given by :meth:`state_dict`."""
+
+
+class Objective(ABC):
+    """A Pyro loss: ``loss(model, guide, *args, **kwargs)``, minimised in expectation.
+
+    An instance is callable with the same arguments, so it serves as
+    ``pyro.infer.SVI(model, guide, optim, loss=objective)``. As in Pyro, the loss is a total
+    over the data of the batch (scaled to the population where a plate subsamples).
+
+    Attributes:
+        full_batch: whether each step wants all data at once (EM).
+    """
+
+    full_batch: bool = False
+
+    @abstractmethod
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """A scalar whose gradient the step follows."""
+
+    def __call__(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, in the form that ``pyro.infer.SVI`` expects."""
+        return self.loss(model, guide, *args, **kwargs)
+
+    def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor | None:
+        """The figure that early stopping watches, a total over the batch; ``None`` if there is none.
+
+        Called without gradients.
+        """
+        return self.loss(model, guide, *args, **kwargs)
+
+    def stepper(
+        self,
+        model: Program,
+        guide: Program,
+        parameters: list[nn.Parameter],
+        make_optimizer: OptimizerFactory,
+        clip_norm: float | None,
+        autocast: Callable[[], Any],
+    ) -> Stepper:
+        """The step that the trainer repeats; by default a gradient step on :meth:`loss`."""
+        return GradientStepper(self, model, guide, parameters, make_optimizer, clip_norm, autocast)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the objective itself carries from step to step (persistent chains); nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state given by :meth:`state_dict`."""
+        if state:
+            raise ConfigError(f"state: {type(self).__name__} carries none, got {sorted(state)}")
+
+
+class GradientStepper:
+    """Loss, backward, clip, one optimiser over all parameters."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        model: Program,
+        guide: Program,
+        parameters: list[nn.Parameter],
+        make_optimizer: OptimizerFactory,
+        clip_norm: float | None,
+        autocast: Callable[[], Any],
+    ) -> None:
+        self.objective, self.model, self.guide = objective, model, guide
+        self.parameters, self.clip_norm, self.autocast = parameters, clip_norm, autocast
+        self.optimizer = make_optimizer(parameters)
+
+    def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """One gradient step; ``loss`` is a mean over the first argument's rows."""
+        with self.autocast():
+            loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / len(args[0])
+        self.optimizer.zero_grad()
+        loss.backward()
+        figures = {"loss": loss.detach()}
+        if self.clip_norm is not None:
+            figures["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.optimizer.step()
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimiser and of the objective."""
+        return {"optimizer": self.optimizer.state_dict(), "objective": self.objective.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state given by :meth:`state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+
+
+def owner(model: Program, purpose: str) -> GenerativeModel:
+    """The :class:`~ppgen.contract.GenerativeModel` whose bound ``model`` method this is.
+
+    Raises:
+        ConfigError: ``model`` is a plain function; the objective named in ``purpose``
+            needs more than a Pyro program.
+    """
+    found = getattr(model, "__self__", model)
+    if not isinstance(found, GenerativeModel):
+        raise ConfigError(
+            f"model: {purpose} needs the model method of a ppgen GenerativeModel, "
+            f"got {type(found).__name__}; "
+            "pass that, or train plain Pyro functions with ELBO()"
+        )
+    return found

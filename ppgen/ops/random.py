@@ -1,0 +1,25 @@
+"""Random numbers that leave the caller's generators as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def forked_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within, torch draws from ``seed``; after, its global generators go on as if nothing had been.
+
+    Args:
+        seed: seed of the CPU generator and of ``device``'s.
+        device: the device whose generator is used inside, beside the CPU's.
+    """
+    device = torch.device(device)
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,1 @@
+"""The survey: fit many families, measure them, write a report."""

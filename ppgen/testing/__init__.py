@@ -1,0 +1,1 @@
+"""Tools that test generative models: statistical assertions and the contract suite."""
