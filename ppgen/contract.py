@@ -165,6 +165,22 @@ class HasConditioning(Protocol):
         """Draws of x with ``mask`` (True = observed) held fixed; shape (num, N, *event_shape)."""
 
 
+@runtime_checkable
+class HasInitialiser(Protocol):
+    """A start that looks at the data (k-means++, biases at the data's means, standardisation)."""
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set the parameters from training data; the trainer calls it once, before the first step."""
+
+
+@runtime_checkable
+class HasDefaultObjective(Protocol):
+    """A family whose objective is not the ELBO (which is maximum likelihood without latents)."""
+
+    def default_objective(self) -> Any:
+        """The objective that :func:`ppgen.fit` minimises unless told otherwise."""
+
+
 def require(model: object, capability: type[Any], purpose: str) -> None:
     """Raise :class:`~ppgen.errors.CapabilityError` unless ``model`` has ``capability``."""
     if not isinstance(model, capability):
@@ -271,6 +287,8 @@ class GenerativeModel(PyroModule):
             )
         # Made here as PyroModule would with its setting for local parameters switched on.
         self._pyro_context.param_state = {"params": {}, "constraints": {}}
+        if isinstance(self, HasInitialiser):
+            self.register_buffer("initialised", torch.tensor(False))
         self.event_shape = torch.Size(event_shape)
         self.support = support
 
