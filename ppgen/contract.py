@@ -259,6 +259,7 @@ class GenerativeModel(PyroModule):
     support: Values
     density: Kind | None = None
     context_dim: int = 0
+    initialised: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -374,6 +375,11 @@ class GenerativeModel(PyroModule):
         """How many numbers are learnt."""
         return sum(p.numel() for p in self.parameters())
 
+    @property
+    def has_priors(self) -> bool:
+        """Whether some part of the model is a ``PyroSample``, drawn anew in each run of a program."""
+        return any(isinstance(m, PyroModule) and m._pyro_samples for m in self.modules())
+
     @contextlib.contextmanager
     def _programs(self) -> Iterator[None]:
         """Show parameters to Pyro without its global store, and let PyroSample priors work."""
@@ -381,8 +387,7 @@ class GenerativeModel(PyroModule):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     _announce(f"{self._site_prefix}.{name}", parameter)
-            has_priors = any(isinstance(m, PyroModule) and m._pyro_samples for m in self.modules())
-            with self._pyro_context if has_priors else contextlib.nullcontext():
+            with self._pyro_context if self.has_priors else contextlib.nullcontext():
                 yield
 
 

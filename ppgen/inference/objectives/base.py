@@ -57,6 +57,10 @@ class Objective(ABC):
         """
         return self.loss(model, guide, *args, **kwargs)
 
+    def diagnose(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[str]:
+        """Sentences on what deserves a look in a trained model, found on one batch; none by default."""
+        return []
+
     def stepper(
         self,
         model: Program,

@@ -1,0 +1,137 @@
+r"""The evidence lower bound, evaluated in one lean pass over the pair.
+
+.. math:: \mathrm{ELBO}(x) = E_{q(z \mid x)}[\log p(x, z) - \log q(z \mid x)] \le \log p(x)
+
+With an empty guide it is :math:`\log p(x)` itself, so the same objective is maximum
+likelihood for mixtures and flows. With ``beta`` the latent terms are weighted
+(Higgins et al. 2017); the result is then a training objective, no longer a bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor
+
+from ppgen.errors import ConfigError
+from ppgen.inference.objectives.base import Objective, Program
+
+
+class SiteRecorder(Messenger):
+    """Runs a program once, with latents given from outside, and keeps its sample sites.
+
+    Lighter than ``poutine.trace`` with ``replay``: no graph, no copies, no packing.
+
+    Args:
+        given: values of latent sites, by name; the others are drawn.
+    """
+
+    def __init__(self, given: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.given = given or {}
+        self.sites: dict[str, Any] = {}
+
+    def _process_message(self, msg: Message[Any, Any]) -> None:
+        if msg["type"] == "sample" and msg["name"] in self.given and not msg["is_observed"]:
+            msg["value"] = self.given[msg["name"]]
+            msg["done"] = True
+
+    def _postprocess_message(self, msg: Message[Any, Any]) -> None:
+        if msg["type"] == "sample" and type(msg["fn"]).__name__ != "_Subsample":
+            self.sites[str(msg["name"])] = msg
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Values of the sites that are not observed."""
+        return {name: msg["value"] for name, msg in self.sites.items() if not msg["is_observed"]}
+
+
+def site_log_prob(site: Any) -> Tensor:
+    """Log-probability of a recorded site by batch element, masked and scaled as Pyro does; nats."""
+    log_prob = site["fn"].log_prob(site["value"])
+    mask = site["mask"]
+    if mask is not None and mask is not True:
+        log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, 0.0)
+    return log_prob if isinstance(site["scale"], float) and site["scale"] == 1.0 else log_prob * site["scale"]
+
+
+class ELBO(Objective):
+    """Minus the evidence lower bound; minus the log-likelihood where there are no latents.
+
+    Reparameterised guides take the lean pass, which gives the value and gradient of
+    ``pyro.infer.Trace_ELBO`` on the same random numbers. Enumerated sites go through Pyro's
+    ``TraceEnum_ELBO``, other guides through its ``Trace_ELBO`` with the score-function term.
+
+    Args:
+        num_particles: draws from the guide to average over.
+        beta: weight of the latent terms; 1 is the bound.
+    """
+
+    def __init__(self, num_particles: int = 1, *, beta: float = 1.0) -> None:
+        if num_particles < 1:
+            raise ConfigError(f"num_particles: expected a positive integer, got {num_particles}")
+        if beta < 0:
+            raise ConfigError(f"beta: expected a weight of 0 or more, got {beta}")
+        self.num_particles, self.beta = num_particles, beta
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the (beta-weighted) bound in nats, a total over the data."""
+        return self._loss(model, guide, self.beta, *args, **kwargs)
+
+    def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Minus the bound itself (beta of 1) in nats, a total over the data."""
+        return self._loss(model, guide, 1.0, *args, **kwargs)
+
+    def _loss(self, model: Program, guide: Program, beta: float, *args: Any, **kwargs: Any) -> Tensor:
+        total: Tensor | float = 0.0
+        for _ in range(self.num_particles):
+            with SiteRecorder() as q:
+                guide(*args, **kwargs)
+            if any(not _is_lean(site) for site in q.sites.values()):
+                return self._pyro_loss(model, guide, beta, *args, **kwargs)
+            with SiteRecorder(q.values) as p:
+                model(*args, **kwargs)
+            if any(site["infer"].get("enumerate") for site in p.sites.values() if not site["is_observed"]):
+                return self._pyro_loss(model, guide, beta, *args, **kwargs)
+            for name, site in p.sites.items():
+                term = site_log_prob(site).sum()
+                total = total + (beta * term if name in q.sites and beta != 1 else term)
+            for site in q.sites.values():
+                term = site_log_prob(site).sum()
+                total = total - (beta * term if beta != 1 else term)
+        return -torch.as_tensor(total) / self.num_particles
+
+    def _pyro_loss(self, model: Program, guide: Program, beta: float, *args: Any, **kwargs: Any) -> Tensor:
+        if beta != 1.0:
+            raise ConfigError(
+                f"beta: weights other than 1 need a guide of reparameterised continuous sites, "
+                f"got beta={beta}; drop beta or change the guide"
+            )
+        enumerates = _any_enumerated(model, *args, **kwargs) or _any_enumerated(guide, *args, **kwargs)
+        estimator = (TraceEnum_ELBO if enumerates else Trace_ELBO)(
+            num_particles=self.num_particles, max_plate_nesting=_plate_depth(model, *args, **kwargs)
+        )
+        return estimator.differentiable_loss(model, guide, *args, **kwargs)
+
+
+def _is_lean(site: Any) -> bool:
+    """Whether the lean pass gives the right gradient of a guide site."""
+    return site["is_observed"] or (site["fn"].has_rsample and not site["infer"].get("enumerate"))
+
+
+def _any_enumerated(program: Program, *args: Any, **kwargs: Any) -> bool:
+    with torch.no_grad(), SiteRecorder() as recorder:
+        program(*args, **kwargs)
+    return any(site["infer"].get("enumerate") for site in recorder.sites.values() if not site["is_observed"])
+
+
+def _plate_depth(program: Program, *args: Any, **kwargs: Any) -> int:
+    """Number of vectorised plate dimensions, which enumeration must stay left of."""
+    with torch.no_grad(), SiteRecorder() as recorder:
+        program(*args, **kwargs)
+    depths = [-f.dim for s in recorder.sites.values() for f in s["cond_indep_stack"] if f.dim is not None]
+    return max(depths, default=0)
