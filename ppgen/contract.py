@@ -216,9 +216,9 @@ def _program(method: Callable[..., Any]) -> Callable[..., Any]:
     def program(
         self: GenerativeModel,
         x: Tensor | None = None,
+        context: Tensor | None = None,
         *,
         num: int | None = None,
-        context: Tensor | None = None,
     ) -> Any:
         self.check_event(x)
         self.check_context(context)
@@ -235,11 +235,12 @@ class GenerativeModel(PyroModule):
 
     A subclass calls ``super().__init__(event_shape, support=...)`` and defines
 
-    * ``model(self, x=None, *, num=None, context=None)``: the joint p(z, x | context) as
+    * ``model(self, x=None, context=None, *, num=None)``: the joint p(z, x | context) as
       Pyro samples in the plate ``data``; the observed site is ``x``, latents are ``z``
       (discrete ones ``k``). It returns x. Given ``x`` (shape ``(B, *event_shape)``), the
       site is observed; without, ``num`` data are generated. Given both, ``x`` is a batch
-      of a population of ``num`` and Pyro scales its log-probability by ``num / B``.
+      of a population of ``num`` and Pyro scales its log-probability by ``num / B``. Under a
+      Pyro handler, pass ``context`` by position: handlers have an argument of that name.
     * ``guide`` with the same signature: q(z | x, context); left out where there are no
       latents.
 
@@ -294,13 +295,13 @@ class GenerativeModel(PyroModule):
         self.support = support
 
     def model(
-        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> Tensor:
         """The generative story; see the class."""
         raise TypeError(f"{type(self).__name__} defines no model; a GenerativeModel needs one")
 
     def guide(
-        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> None:
         """No latents, nothing to guess."""
 

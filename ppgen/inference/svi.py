@@ -237,9 +237,9 @@ class _Run:
 
     def _loop(self, interrupts: Interrupts, bar: tqdm[Any]) -> None:
         while not self._done():
-            for args, kwargs in self.train.shuffled(self.options.seed, self.result.epochs, self.position):
+            for args in self.train.shuffled(self.options.seed, self.result.epochs, self.position):
                 self._set_rate()
-                self._step(args, kwargs)
+                self._step(args)
                 bar.update(1)
                 if interrupts.requested:
                     self.result.stopped = "interrupted"
@@ -266,12 +266,12 @@ class _Run:
             return True
         return False
 
-    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        figures = {name: float(value) for name, value in self.stepper.step(*args, **kwargs).items()}
+    def _step(self, args: tuple[Tensor, ...]) -> None:
+        figures = {name: float(value) for name, value in self.stepper.step(*args).items()}
         self.position += 1
         self.result.steps += 1
         if not math.isfinite(figures["loss"]):
-            self._roll_back(figures["loss"], args, kwargs)
+            self._roll_back(figures["loss"], args)
             return
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -304,8 +304,8 @@ class _Run:
         self.trainee.train(False)
         total = 0.0
         with torch.no_grad(), forked_rng(self.options.seed + 1, self.device):
-            for args, kwargs in self.validation.in_order():
-                loss = self.objective.validation_loss(self.trainee.model, self.trainee.guide, *args, **kwargs)
+            for args in self.validation.in_order():
+                loss = self.objective.validation_loss(self.trainee.model, self.trainee.guide, *args)
                 if loss is None:
                     self.trainee.train()
                     return None
@@ -321,9 +321,9 @@ class _Run:
             losses = [row["loss"] for row in self.result.history if row.get("loss") is not None]
             self.result.best_loss = min(x for x in losses if x is not None) if losses else None
         self.trainee.train(False)
-        args, kwargs = next(iter(self.train.in_order()))
+        args = next(iter(self.train.in_order()))
         with torch.no_grad():
-            for note in self.objective.diagnose(self.trainee.model, self.trainee.guide, *args, **kwargs):
+            for note in self.objective.diagnose(self.trainee.model, self.trainee.guide, *args):
                 self._warn(note)
 
     # -- pieces ---------------------------------------------------------------------------
@@ -339,9 +339,8 @@ class _Run:
         model = self.trainee.generative
         if model is None or not isinstance(model, HasInitialiser) or bool(model.initialised):
             return
-        args, kwargs = self.train.everything()
         with torch.no_grad():
-            model.initialise(*args, **kwargs)
+            model.initialise(*self.train.everything())
             model.initialised.fill_(True)
 
     def _make_stepper(
@@ -390,8 +389,8 @@ class _Run:
             self.good, self.good_stepper = state, _copied(self.stepper.state_dict())
             self.good_step = self.result.steps
 
-    def _roll_back(self, loss: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        where = find_non_finite(self.trainee.model, self.trainee.guide, *args, **kwargs)
+    def _roll_back(self, loss: float, args: tuple[Tensor, ...]) -> None:
+        where = find_non_finite(self.trainee.model, self.trainee.guide, *args)
         self.trainee.restore(self.good)
         self.rollbacks += 1
         if self.rollbacks > _MAX_ROLLBACKS:

@@ -16,8 +16,6 @@ from ppgen.errors import ConfigError, DataError, DeviceError, ShapeError
 from ppgen.inference.objectives.base import Program
 from ppgen.inference.objectives.pair import check_pair
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 class Trainee:
     """The model and guide programs, with every tensor that training changes.
@@ -44,9 +42,9 @@ class Trainee:
         self.modules = {k: m for k, m in modules.items() if isinstance(m, nn.Module)}
         self._site_parameters: dict[str, nn.Parameter] = {}
 
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check(self, *args: Any) -> None:
         """Run the pair once, validated, and take up the parameters that it declares by ``pyro.param``."""
-        report = check_pair(self.model, self.guide, *args, **kwargs)
+        report = check_pair(self.model, self.guide, *args)
         owned = {id(p) for m in self.modules.values() for p in m.parameters()}
         self._site_parameters = {n: p for n, p in report.parameters.items() if id(p) not in owned}
 
@@ -87,8 +85,8 @@ class Trainee:
 class Batches:
     """The training or validation data as arguments of the pair, on its device.
 
-    For a generative model, data become ``(x,)`` and, where it is conditional, ``context`` is
-    the labels; discrete values meet densities through uniform dequantisation, with fresh
+    For a generative model, data become ``(x,)``, or ``(x, context)`` with the labels as
+    context where it is conditional; discrete values meet densities through uniform dequantisation, with fresh
     noise each time. For a plain pair, a tuple holds its positional arguments, cut along the
     first dimension.
     """
@@ -123,16 +121,16 @@ class Batches:
         """Number of batches in one pass."""
         return -(-self.size // self.batch_size)
 
-    def everything(self) -> Arguments:
+    def everything(self) -> tuple[Tensor, ...]:
         """All data as one batch."""
         return self._batch(None)
 
-    def in_order(self) -> Iterator[Arguments]:
+    def in_order(self) -> Iterator[tuple[Tensor, ...]]:
         """One pass in order."""
         for start in range(0, self.size, self.batch_size):
             yield self._batch(slice(start, start + self.batch_size))
 
-    def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Arguments]:
+    def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """One pass in the order that ``seed`` and ``epoch`` fix, without its first ``skip`` batches."""
         if self.batch_size == self.size:
             yield from [self._batch(None)][skip:]
@@ -142,13 +140,13 @@ class Batches:
         for start in range(skip * self.batch_size, self.size, self.batch_size):
             yield self._batch(order[start : start + self.batch_size])
 
-    def _batch(self, rows: Tensor | slice | None) -> Arguments:
+    def _batch(self, rows: Tensor | slice | None) -> tuple[Tensor, ...]:
         args = self.arguments if rows is None else tuple(a[rows] for a in self.arguments)
         if self.prepare is not _same:
             args = (self.prepare(args[0]), *args[1:])
         if self.context is None:
-            return args, {}
-        return args, {"context": self.context if rows is None else self.context[rows]}
+            return args
+        return (*args, self.context if rows is None else self.context[rows])
 
     @staticmethod
     def _check_event(split: Split, model: GenerativeModel) -> None:

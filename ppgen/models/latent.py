@@ -26,10 +26,10 @@ def importance_log_likelihood(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Tensor,
+    context: Tensor | None = None,
     *,
     num_particles: int = 64,
     chunk_size: int = 4096,
-    **kwargs: Any,
 ) -> Estimate:
     """Estimate log p(x_n) for each datum with draws from the guide.
 
@@ -37,9 +37,9 @@ def importance_log_likelihood(
         model: the generative program; latents and data share the plate dimension -1.
         guide: the recognition program.
         x: data, shape ``(N, *event_shape)``.
+        context: passed to both programs, one row a datum.
         num_particles: draws P for each datum; 1 gives the ELBO.
         chunk_size: rows (data times particles) evaluated at once.
-        **kwargs: passed to both programs; tensors with N rows are cut along with x.
 
     Returns:
         ``value`` of shape (N,) in nats, a lower bound in expectation; ``std_error`` by the delta
@@ -52,8 +52,8 @@ def importance_log_likelihood(
     with torch.no_grad(), pyro.validation_enabled(False):
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
-            options = {k: _rows(v, part, len(x)) for k, v in kwargs.items()}
-            log_weights = _log_weights(model, guide, x[part], num_particles, options)
+            rest = None if context is None else context[part]
+            log_weights = _log_weights(model, guide, x[part], num_particles, rest)
             value = log_weights.logsumexp(0) - math.log(num_particles)
             relative = (log_weights - value).exp()
             values.append(value)
@@ -63,19 +63,54 @@ def importance_log_likelihood(
     return Estimate.of(torch.cat(values), Kind.LOWER_BOUND, torch.cat(errors))
 
 
+def importance_evidence(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    num_particles: int = 64,
+) -> Estimate:
+    """Estimate log p(x) of all data together, where latents are shared by them.
+
+    Args:
+        model: the generative program, with any plates.
+        guide: the recognition program.
+        x: data.
+        context: passed to both programs.
+        num_particles: draws from the guide, made one after the other.
+
+    Returns:
+        A scalar in nats, a lower bound in expectation, with its delta-method standard error.
+    """
+    totals = []
+    with torch.no_grad(), pyro.validation_enabled(False):
+        for _ in range(num_particles):
+            with SiteRecorder() as q:
+                guide(x, context)
+            with SiteRecorder(q.values) as p:
+                model(x, context)
+            joint = sum(site_log_prob(site).sum() for site in p.sites.values())
+            totals.append(joint - sum(site_log_prob(site).sum() for site in q.sites.values()))
+    log_weights = torch.stack([torch.as_tensor(t) for t in totals])
+    value = log_weights.logsumexp(0) - math.log(num_particles)
+    spread = (log_weights - value).exp().std() if num_particles > 1 else torch.zeros_like(value)
+    return Estimate.of(value, Kind.LOWER_BOUND, spread / math.sqrt(num_particles))
+
+
 def _log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Tensor,
     num_particles: int,
-    kwargs: dict[str, Any],
+    context: Tensor | None,
 ) -> Tensor:
     """Log p(x, z) - log q(z | x) for each particle and datum, shape (P, B)."""
     particles = pyro.plate("num_particles_vectorized", num_particles, dim=-2)
     with particles, SiteRecorder() as q:
-        guide(x, **kwargs)
+        guide(x, context)
     with particles, SiteRecorder(q.values) as p:
-        model(x, **kwargs)
+        model(x, context)
     total = x.new_zeros(num_particles, len(x))
     for sign, recorder in ((1, p), (-1, q)):
         for name, site in recorder.sites.items():
@@ -87,7 +122,3 @@ def _log_weights(
                 )
             total = total + sign * term
     return total
-
-
-def _rows(value: Any, part: slice, num: int) -> Any:
-    return value[part] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == num else value

@@ -111,7 +111,7 @@ class VAE(GenerativeModel):
             self.log_scale = nn.Parameter(torch.full(self.event_shape, -1.5))
 
     def model(
-        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> Tensor:
         """Draw z from the standard normal, then x from the decoder's distribution."""
         with self.data_plate(x, num, context):
@@ -120,7 +120,7 @@ class VAE(GenerativeModel):
             return pyro.sample("x", self._emission(z, context), obs=x)
 
     def guide(
-        self, x: Tensor | None = None, *, num: int | None = None, context: Tensor | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> None:
         """Draw z from the Gaussian that the encoder reads off x."""
         if x is None:
@@ -134,7 +134,7 @@ class VAE(GenerativeModel):
     ) -> Estimate:
         """Importance-weighted lower bound on log p(x_n), shape (N,), nats; the ELBO for one particle."""
         return importance_log_likelihood(
-            self.model, self.guide, x, num_particles=num_particles, context=context, **options
+            self.model, self.guide, x, context, num_particles=num_particles, **options
         )
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
