@@ -29,6 +29,7 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor
 
 from ppgen.datasets.values import REAL, Values
+from ppgen.distributions.data_plate import DataPlate
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.ops.random import forked_rng
 
@@ -326,7 +327,7 @@ class GenerativeModel(PyroModule):
 
     # -- for subclasses -------------------------------------------------------------------
 
-    def data_plate(self, x: Tensor | None, num: int | None, context: Tensor | None = None) -> pyro.plate:
+    def data_plate(self, x: Tensor | None, num: int | None, context: Tensor | None = None) -> DataPlate:
         """The plate ``data``, as ``model`` and ``guide`` both need it.
 
         Its size is the batch, or ``num`` when generating; with both, the batch stands for a
@@ -334,14 +335,11 @@ class GenerativeModel(PyroModule):
         """
         if x is None:
             size = num if num is not None else 1 if context is None else len(context)
-            return pyro.plate("data", size, dim=-1, device=str(self.device))
+            return DataPlate("data", size, size, self.device)
         batch = x.shape[0]
-        if num is None or num == batch:
-            return pyro.plate("data", batch, dim=-1, device=str(x.device))
-        if num < batch:
+        if num is not None and num < batch:
             raise ShapeError(f"num: a population holds at least its batch of {batch} data, got num={num}")
-        indices = torch.arange(batch, device=x.device)
-        return pyro.plate("data", num, subsample=indices, dim=-1, device=str(x.device))
+        return DataPlate("data", num or batch, batch, x.device)
 
     def check_event(self, x: Tensor | None) -> None:
         """Raise :class:`~ppgen.errors.ShapeError` unless ``x`` has shape ``(B, *event_shape)``."""

@@ -57,12 +57,11 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same data on another device."""
-        y = None if self.y is None else self.y.to(device)
-        return replace(self, x=self.x.to(device), y=y)
+        return self._rows_of(self.x.to(device), None if self.y is None else self.y.to(device))
 
     def take(self, indices: Tensor | slice) -> Split:
         """The rows named by ``indices``."""
-        return replace(self, x=self.x[indices], y=None if self.y is None else self.y[indices])
+        return self._rows_of(self.x[indices], None if self.y is None else self.y[indices])
 
     def batches(self, batch_size: int) -> Iterator[Split]:
         """Consecutive batches in order; the last may be smaller."""
@@ -72,6 +71,13 @@ class Split:
     def binarised(self, threshold: float = 0.5) -> Split:
         """The same data with 1 where ``x >= threshold`` and 0 elsewhere."""
         return replace(self, x=(self.x >= threshold).to(self.x.dtype), values=BINARY)
+
+    def _rows_of(self, x: Tensor, y: Tensor | None) -> Split:
+        """A split of data that were checked already, so that batches cost no second look."""
+        new = object.__new__(Split)
+        for name, value in (("x", x), ("y", y), ("values", self.values), ("name", self.name)):
+            object.__setattr__(new, name, value)
+        return new
 
     def joined(self, other: Split) -> Split:
         """The rows of both splits; values and shapes must agree."""

@@ -89,7 +89,8 @@ class Values:
         if self.levels is None:
             return x
         noise = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        return (x * (self.levels - 1) + noise) / self.levels
+        y = (x * (self.levels - 1) + noise) / self.levels
+        return y.clamp(max=1 - torch.finfo(y.dtype).eps / 2)  # rounding may reach 1
 
     def quantise(self, y: Tensor) -> Tensor:
         """The grid values whose cells ``y`` falls into (the inverse of :meth:`dequantise`)."""

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets.values import BINARY, REAL, Values, grid
+from ppgen.distributions.diagonal_normal import DiagonalNormal
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic
 from ppgen.distributions.grid_categorical import GridCategorical
 from ppgen.errors import ConfigError, ShapeError
@@ -67,6 +68,7 @@ class VAE(GenerativeModel):
     """
 
     density = Kind.LOWER_BOUND
+    origin: Tensor  # zeros (L,), the mean of the prior
 
     def __init__(
         self,
@@ -90,7 +92,8 @@ class VAE(GenerativeModel):
             raise ConfigError(f"architecture: expected 'mlp' or 'conv', got {architecture!r}")
         self.latent_dim, self.likelihood, self.levels = latent_dim, likelihood, levels
         self.context_dim, self.beta, self.min_scale = context_dim, beta, min_scale
-        self.dropout = nn.Dropout(dropout)
+        self.corrupt = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.register_buffer("origin", torch.zeros(latent_dim), persistent=False)
         size = self.event_shape.numel()
         # Location, and for a categorical one logit a level, at each coordinate.
         outputs = levels if likelihood == "categorical" and levels is not None else 1
@@ -114,9 +117,9 @@ class VAE(GenerativeModel):
         self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> Tensor:
         """Draw z from the standard normal, then x from the decoder's distribution."""
-        with self.data_plate(x, num, context):
-            origin = next(self.decoder.parameters()).new_zeros(self.latent_dim)
-            z = pyro.sample("z", dist.Normal(origin, origin.new_ones(self.latent_dim)).to_event(1))
+        plate = self.data_plate(x, num, context)
+        with plate:
+            z = pyro.sample("z", DiagonalNormal(self.origin.expand(plate.subsample_size, -1)))
             return pyro.sample("x", self._emission(z, context), obs=x)
 
     def guide(
@@ -127,7 +130,7 @@ class VAE(GenerativeModel):
             raise ShapeError("x: the guide q(z | x) needs data, got None; pass x")
         with self.data_plate(x, num, context):
             loc, scale = self._posterior(x, context)
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            pyro.sample("z", DiagonalNormal(loc, scale))
 
     def log_likelihood(
         self, x: Tensor, context: Tensor | None = None, *, num_particles: int = 64, **options: Any
@@ -155,7 +158,7 @@ class VAE(GenerativeModel):
         return ELBO(beta=self.beta)
 
     def _posterior(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.dropout(2 * x - 1 if self.support.discrete else x)
+        x = self.corrupt(2 * x - 1 if self.support.discrete else x)
         lead = x.shape[: x.ndim - len(self.event_shape)]
         h = self.trunk(x) if self.architecture == "conv" else x.reshape(*lead, -1)
         loc, raw = self.encoder(with_context(h, context, self.context_dim)).chunk(2, dim=-1)

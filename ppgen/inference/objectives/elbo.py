@@ -87,7 +87,7 @@ class ELBO(Objective):
         return self._loss(model, guide, 1.0, *args, **kwargs)
 
     def _loss(self, model: Program, guide: Program, beta: float, *args: Any, **kwargs: Any) -> Tensor:
-        total: Tensor | float = 0.0
+        terms: list[Tensor] = []
         for _ in range(self.num_particles):
             with SiteRecorder() as q:
                 guide(*args, **kwargs)
@@ -98,12 +98,13 @@ class ELBO(Objective):
             if any(site["infer"].get("enumerate") for site in p.sites.values() if not site["is_observed"]):
                 return self._pyro_loss(model, guide, beta, *args, **kwargs)
             for name, site in p.sites.items():
-                term = site_log_prob(site).sum()
-                total = total + (beta * term if name in q.sites and beta != 1 else term)
+                term = site_log_prob(site)
+                terms.append(-beta * term if name in q.sites and beta != 1 else -term)
             for site in q.sites.values():
-                term = site_log_prob(site).sum()
-                total = total - (beta * term if beta != 1 else term)
-        return -torch.as_tensor(total) / self.num_particles
+                term = site_log_prob(site)
+                terms.append(beta * term if beta != 1 else term)
+        total = _sum_of(terms)
+        return total if self.num_particles == 1 else total / self.num_particles
 
     def _pyro_loss(self, model: Program, guide: Program, beta: float, *args: Any, **kwargs: Any) -> Tensor:
         if beta != 1.0:
@@ -116,6 +117,13 @@ class ELBO(Objective):
             num_particles=self.num_particles, max_plate_nesting=_plate_depth(model, *args, **kwargs)
         )
         return estimator.differentiable_loss(model, guide, *args, **kwargs)
+
+
+def _sum_of(terms: list[Tensor]) -> Tensor:
+    """Sum of all elements of all terms, with one reduction where the shapes agree."""
+    if all(term.shape == terms[0].shape for term in terms):
+        return sum(terms[1:], terms[0]).sum()
+    return sum((term.sum() for term in terms[1:]), terms[0].sum())
 
 
 def _is_lean(site: Any) -> bool:

@@ -115,13 +115,12 @@ def _check_sites(model_trace: Any, guide_trace: Any) -> None:
         )
     sizes: dict[str, tuple[int, int]] = {}
     for trace in (model_trace, guide_trace):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or type(site["fn"]).__name__ != "_Subsample":
-                continue
-            size = (site["fn"].size, len(site["value"]))
-            if sizes.setdefault(name, size) != size:
-                raise ConfigError(
-                    f"plate '{name}': the model has size {sizes[name][0]} with {sizes[name][1]} rows "
-                    f"at a time, the guide size {size[0]} with {size[1]}; give both the same size and "
-                    "subsample_size"
-                )
+        for site in trace.nodes.values():
+            for frame in site.get("cond_indep_stack", ()):
+                size = (frame.full_size or frame.size, frame.size)
+                if sizes.setdefault(frame.name, size) != size:
+                    full, rows = sizes[frame.name]
+                    raise ConfigError(
+                        f"plate '{frame.name}': the model has size {full} with {rows} rows at a time, "
+                        f"the guide size {size[0]} with {size[1]}; give both the same size and subsample_size"
+                    )
