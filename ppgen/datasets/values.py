@@ -68,7 +68,8 @@ class Values:
         if self.levels is None:
             return
         steps = x * (self.levels - 1)
-        off_grid = (steps - steps.round()).abs() > 1e-3
+        tolerance = max(1e-3, 4 * self.levels * torch.finfo(x.dtype).eps)
+        off_grid = (steps - steps.round()).abs() > tolerance
         outside = (x < 0) | (x > 1)
         if bool((off_grid | outside).any()):
             count = int((off_grid | outside).sum())
@@ -89,8 +90,9 @@ class Values:
         if self.levels is None:
             return x
         noise = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        y = (x * (self.levels - 1) + noise) / self.levels
-        return y.clamp(max=1 - torch.finfo(y.dtype).eps / 2)  # rounding may reach 1
+        # Keeps k + u inside its cell after rounding, in float32 too.
+        margin = 2 * self.levels * torch.finfo(x.dtype).eps
+        return ((x * (self.levels - 1)).round() + noise.clamp(margin, 1 - margin)) / self.levels
 
     def quantise(self, y: Tensor) -> Tensor:
         """The grid values whose cells ``y`` falls into (the inverse of :meth:`dequantise`)."""
