@@ -1,1 +1,54 @@
-"""Metrics on estimates, samples and features."""
+"""Metrics on estimates, samples and features; each says what kind of number it is.
+
+Likelihood: :func:`nll`, :func:`bits_per_dim`, :func:`log_likelihoods`. Samples:
+:func:`frechet_distance` (FID), :func:`kernel_distance` (KID), :func:`precision_recall`
+(with density and coverage), on any feature function, such as :func:`classifier_features`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppgen.metrics.features import FeatureMap, classifier_features, to_data_space
+    from ppgen.metrics.frechet import frechet_distance, gaussian_frechet_distance
+    from ppgen.metrics.kernel import kernel_distance
+    from ppgen.metrics.likelihood import bits_per_dim, log_likelihoods, nll
+    from ppgen.metrics.neighbours import PrecisionRecall, precision_recall
+
+# Name -> the module that defines it. No function has the name of its module: importing a
+# submodule binds it on the package and would hide the function.
+_HOMES = {
+    "FeatureMap": "features",
+    "PrecisionRecall": "neighbours",
+    "bits_per_dim": "likelihood",
+    "classifier_features": "features",
+    "frechet_distance": "frechet",
+    "gaussian_frechet_distance": "frechet",
+    "kernel_distance": "kernel",
+    "log_likelihoods": "likelihood",
+    "nll": "likelihood",
+    "precision_recall": "neighbours",
+    "to_data_space": "features",
+}
+
+__all__ = [
+    "FeatureMap",
+    "PrecisionRecall",
+    "bits_per_dim",
+    "classifier_features",
+    "frechet_distance",
+    "gaussian_frechet_distance",
+    "kernel_distance",
+    "log_likelihoods",
+    "nll",
+    "precision_recall",
+    "to_data_space",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
