@@ -21,12 +21,9 @@ def context_features(context: Tensor, num_features: int, like: Tensor) -> Tensor
         ShapeError: features of another width.
         DataError: a label outside ``0 .. num_features - 1``.
     """
-    if not context.is_floating_point() and (context.ndim == 0 or context.shape[-1:] != (num_features,)):
-        if (
-            context.device.type == "cpu"
-            and context.numel()
-            and (int(context.min()) < 0 or int(context.max()) >= num_features)
-        ):
+    if not context.is_floating_point() and (context.ndim < 2 or context.shape[-1] != num_features):
+        known = context.device.type == "cpu" and context.numel() > 0  # elsewhere a look would wait
+        if known and (int(context.min()) < 0 or int(context.max()) >= num_features):
             raise DataError(
                 f"context: expected labels in 0..{num_features - 1}, got a range of "
                 f"{int(context.min())}..{int(context.max())}; build the model with a larger context_dim"
