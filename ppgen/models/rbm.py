@@ -1,0 +1,350 @@
+r"""Restricted Boltzmann machine: binary or Gaussian visible units, binary hidden units.
+
+.. math::
+   p(x, h) = e^{-E(x, h)} / Z, \qquad
+   -E = x^\top b + c^\top h + x^\top W h
+   \;\text{or}\; -\tfrac12 |u|^2 + c^\top h + u^\top W h, \quad u_d = (x_d - b_d) / \sigma_d
+
+As a directed story for Pyro the joint is written p(z) p(x | z), with z the hidden units:
+
+.. code-block:: text
+
+    plate data (N)
+        z ~ BoltzmannMarginal(W, b, c)              z in {0, 1}^H
+        x ~ Bernoulli(logits = b + W z)             binary visible units
+        x ~ Normal(b + sigma W z, sigma)            Gaussian visible units
+    guide
+        z ~ Bernoulli(logits = c + W' x)            (u in place of x for Gaussian units)
+
+The guide is the exact posterior, so :math:`\log p(x, z) - \log q(z \mid x)` is
+:math:`\log p(x)` for every z: the ELBO is the log-likelihood, with no variance.
+
+What is exact: the posterior of the hidden units and the free energy always; log Z, the
+likelihood and independent draws where the side that can be enumerated (the smaller one for
+binary visible units, the hidden one for Gaussian) has at most 20 units. Otherwise log Z is
+taken as 0, ``density`` is ``unnormalised``, and draws are the ends of block Gibbs chains.
+
+Cost: free energy N D H; log Z :math:`2^{n} D H` for n enumerated units, in chunks; a Gibbs
+sweep of M chains 2 M D H.
+
+References: Smolensky 1986; Hinton 2002; Welling, Rosen-Zvi & Hinton 2005 (Gaussian units);
+Hinton 2010 (*A practical guide*, starting weights and biases).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal, get_args
+
+import pyro
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.datasets.values import BINARY, REAL, Values
+from ppgen.distributions.boltzmann import BoltzmannMarginal, Harmonium
+from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
+from ppgen.models.family import Family
+from ppgen.ops.binary import sample_bernoulli
+from ppgen.ops.random import forked_rng
+
+Visible = Literal["binary", "gaussian"]
+
+
+class RBM(GenerativeModel):
+    """A restricted Boltzmann machine over data of any shape.
+
+    With binary units, plain stochastic gradient descent on small batches with a rate that falls
+    to zero suits it better than Adam, and is faster:
+
+    .. code-block:: python
+
+        ppgen.fit(rbm, data, batch_size=10, learning_rate=0.1, schedule="cosine",
+                  optimizer=torch.optim.SGD)
+
+    With Gaussian units, whose deviations are learnt, keep to Adam: plain descent runs away easily.
+
+    Args:
+        event_shape: shape of one datum; it is flattened to D visible units.
+        num_hidden: number H of hidden units. Up to 20 keep the likelihood exact.
+        visible: ``"binary"`` for data of zeros and ones, ``"gaussian"`` for real data.
+        num_gibbs_steps: sweeps of block Gibbs behind a draw where draws are not exact.
+
+    Attributes:
+        weight: W, shape ``(D, H)``.
+        visible_bias: b, shape ``(D,)``.
+        hidden_bias: c, shape ``(H,)``.
+        log_scale: log of the standard deviations of Gaussian units, shape ``(D,)``; ``None`` else.
+        start_mean: mean of the visible units that chains start from, shape ``(D,)``: the data's.
+        density: ``exact`` or ``unnormalised``, by the number of units.
+
+    Raises:
+        ConfigError: a number that is not positive, or an unknown kind of visible units.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...] | torch.Size,
+        *,
+        num_hidden: int = 64,
+        visible: Visible = "binary",
+        num_gibbs_steps: int = 1000,
+    ) -> None:
+        if visible not in get_args(Visible):
+            raise ConfigError(f"visible: expected 'binary' or 'gaussian', got {visible!r}")
+        for name, count in (("num_hidden", num_hidden), ("num_gibbs_steps", num_gibbs_steps)):
+            if count < 1:
+                raise ConfigError(f"{name}: expected a positive integer, got {count}")
+        super().__init__(event_shape, support=BINARY if visible == "binary" else REAL)
+        num_visible = self.event_shape.numel()
+        self.visible, self.num_hidden, self.num_gibbs_steps = visible, num_hidden, num_gibbs_steps
+        # Small random weights break the symmetry of the hidden units; see Hinton 2010, section 8.
+        self.weight = nn.Parameter(0.01 * torch.randn(num_visible, num_hidden))
+        self.visible_bias = nn.Parameter(torch.zeros(num_visible))
+        self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
+        self.log_scale = nn.Parameter(torch.zeros(num_visible)) if visible == "gaussian" else None
+        self.register_buffer("start_mean", torch.full((num_visible,), 0.5 if visible == "binary" else 0.0))
+        self.density = Kind.EXACT if self.harmonium().enumerable else Kind.UNNORMALISED
+        self._known_log_partition: tuple[list[Tensor], Tensor] | None = None
+
+    def model(
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
+    ) -> Tensor:
+        """Draws z from the machine's marginal over hidden units, then x given z."""
+        machine = self.harmonium()
+        with self.data_plate(x, num, context):
+            z = pyro.sample("z", self._marginal(machine))
+            return pyro.sample("x", self._emission(machine, z), obs=x)
+
+    def guide(
+        self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
+    ) -> None:
+        """The exact posterior of z given x; the marginal of z where there is no x."""
+        machine = self.harmonium()
+        with self.data_plate(x, num, context):
+            if x is None:
+                pyro.sample("z", self._marginal(machine))
+            else:
+                logits = machine.hidden_logits(x.flatten(1))
+                pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
+
+    # -- capabilities -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int = 1,
+        context: Tensor | None = None,
+        *,
+        num_steps: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Draw ``num`` data; shape ``(num, *event_shape)``.
+
+        Independent draws where the machine can be enumerated, and the ends of ``num`` separate
+        block Gibbs chains elsewhere or where ``num_steps`` is given.
+
+        Args:
+            num: how many.
+            context: none; for the error that says so.
+            num_steps: sweeps of the chains, which start from independent units with the data's
+                means.
+            seed: for draws that repeat.
+        """
+        if num_steps is None:
+            return super().sample(num, context, seed=seed)
+        self.check_context(context)
+        if num < 1:
+            raise ConfigError(f"num: expected a positive integer, got {num}")
+        machine = self.harmonium()
+        with _seeded(seed, self.device):
+            z = self._marginal(machine, num_steps).sample((num,))
+            return machine.sample_visible(z).unflatten(-1, self.event_shape)
+
+    def log_likelihood(self, x: Tensor, context: Tensor | None = None, **options: Any) -> Estimate:
+        """Log-likelihood log p(x) in nats, shape (N,): exact, or unnormalised (minus the free energy)."""
+        self.check_event(x)
+        self.check_context(context)
+        value = -self.energy(x)
+        if self.density is Kind.EXACT:
+            value = value - self.log_partition().value
+        return Estimate.of(value, self.density or Kind.UNNORMALISED)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Probabilities that the hidden units are on, given x; shape ``(N, H)``."""
+        self.check_event(x)
+        self.check_context(context)
+        return self.harmonium().hidden_logits(x.flatten(1)).sigmoid()
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mean of x given hidden units (states or probabilities) ``(N, H)``; ``(N, *event_shape)``."""
+        self.check_context(context)
+        if z.shape[-1:] != (self.num_hidden,):
+            raise ShapeError(f"z: expected shape (N, {self.num_hidden}), got {tuple(z.shape)}")
+        return self.harmonium().visible_mean(z).unflatten(-1, self.event_shape)
+
+    def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Gradient of log p(x) for Gaussian units, :math:`(-u + W\,E[h \mid x]) / \sigma`; like x.
+
+        Raises:
+            CapabilityError: binary visible units, which have no gradient.
+        """
+        machine = self.harmonium()
+        if machine.scale is None:
+            raise CapabilityError("score: binary data have no gradient; build RBM(..., visible='gaussian')")
+        hidden = self.encode(x, context)
+        u = machine.standardised(x.flatten(1))
+        return ((hidden @ machine.weight.mT - u) / machine.scale).reshape(x.shape)
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Free energy F(x) in nats, shape (N,): p(x) = exp(-F(x)) / Z with the hidden units summed out."""
+        self.check_event(x)
+        self.check_context(context)
+        return self.harmonium().free_energy(x.flatten(1))
+
+    def log_partition(self, **options: Any) -> Estimate:
+        """The log normaliser log Z, exact, a scalar in nats.
+
+        Raises:
+            CapabilityError: more than 20 units on the side that is enumerated.
+        """
+        machine = self.harmonium()
+        parameters = [machine.weight, machine.visible_bias, machine.hidden_bias]
+        parameters += [] if machine.scale is None else [machine.scale]
+        if torch.is_grad_enabled() or machine.weight.is_meta:
+            return Estimate.of(machine.log_partition(), Kind.EXACT)
+        # Evaluation in batches asks again and again. The values themselves are compared, for
+        # tensors can change without a trace in their version counters.
+        known = self._known_log_partition
+        if known is None or not all(map(_same, known[0], parameters)):
+            known = [p.detach().clone() for p in parameters], machine.log_partition()
+            self._known_log_partition = known
+        return Estimate.of(known[1].clone(), Kind.EXACT)
+
+    @torch.no_grad()
+    def condition(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        num: int = 1,
+        *,
+        num_steps: int = 1000,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draws of x with its observed coordinates held fixed, by block Gibbs with clamped units.
+
+        Args:
+            x: data, shape ``(N, *event_shape)``; what is not observed may hold anything, NaN too.
+            mask: True where observed; broadcasts to x.
+            num: draws for each datum, one chain each.
+            num_steps: sweeps of each chain.
+            seed: for draws that repeat.
+            **options: none; taken so that tasks may pass what other families need.
+
+        Returns:
+            Shape ``(num, N, *event_shape)``.
+        """
+        self.check_event(x)
+        if mask.dtype != torch.bool:
+            raise ConfigError(f"mask: expected booleans, True where observed, got {mask.dtype}")
+        if num < 1:
+            raise ConfigError(f"num: expected a positive integer, got {num}")
+        machine = self.harmonium()
+        known = mask.expand_as(x).flatten(1)
+        clamped = torch.where(known, x.flatten(1), self.start_mean).expand(num, -1, -1)
+        with _seeded(seed, self.device):
+            start = clamped if machine.scale is not None else sample_bernoulli(clamped)
+            h = machine.sample_hidden(torch.where(known, clamped, start))
+            v, _ = machine.gibbs(h, num_steps, clamped=clamped, mask=known)
+        return v.unflatten(-1, self.event_shape)
+
+    def gibbs(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
+        """Data ``num_steps`` sweeps of block Gibbs (h given x, then x given h) further on; like x."""
+        self.check_event(x)
+        machine = self.harmonium()
+        with _seeded(seed, self.device):
+            v, _ = machine.gibbs(machine.sample_hidden(x.flatten(1)), num_steps)
+        return v.reshape(x.shape)
+
+    def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
+        r"""Log pseudo-likelihood :math:`\sum_d \log p(x_d \mid x_{-d})` of binary data, nats, shape (N,).
+
+        The sum over all D coordinates, each conditional exact: no random coordinate, no factor D
+        and no mean over coordinates. It needs no log Z, and is not a log-likelihood.
+
+        Raises:
+            CapabilityError: Gaussian visible units.
+        """
+        self.check_event(x)
+        return self.harmonium().pseudo_log_likelihood(x.flatten(1))
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Visible biases (and scales) that match the data's means (and deviations) without weights."""
+        self.check_event(x)
+        v = x.flatten(1).to(self.visible_bias)
+        with torch.no_grad():
+            if self.log_scale is None:
+                # One datum of each value more, so that constant pixels keep finite log-odds.
+                mean = (v.sum(0) + 1) / (len(v) + 2)
+                self.visible_bias.copy_(mean.logit())
+            else:
+                mean = v.mean(0)
+                self.visible_bias.copy_(mean)
+                self.log_scale.copy_(v.std(0, correction=0).clamp_min(1e-3).log())
+            self.start_mean.copy_(mean)
+
+    def default_objective(self) -> ContrastiveDivergence:
+        """Persistent contrastive divergence: 100 chains, one sweep a step."""
+        return ContrastiveDivergence(k=1, persistent=True, num_chains=100)
+
+    def harmonium(self) -> Harmonium:
+        """The machine over the flattened datum, holding the parameters themselves."""
+        scale = None if self.log_scale is None else self.log_scale.exp()
+        return Harmonium(self.weight, self.visible_bias, self.hidden_bias, scale)
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _marginal(self, machine: Harmonium, num_steps: int | None = None) -> BoltzmannMarginal:
+        if num_steps is None and not machine.enumerable:
+            num_steps = self.num_gibbs_steps
+        return BoltzmannMarginal(machine, start_mean=self.start_mean, num_steps=num_steps)
+
+    def _emission(self, machine: Harmonium, z: Tensor) -> Any:
+        means = machine.visible_logits(z).unflatten(-1, self.event_shape)
+        dims = len(self.event_shape)
+        if machine.scale is None:
+            return dist.Bernoulli(logits=means).to_event(dims)
+        return dist.Normal(means, machine.scale.view(self.event_shape)).to_event(dims)
+
+
+def _seeded(seed: int | None, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if seed is None else forked_rng(seed, device)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _build(event_shape: torch.Size, values: Values) -> RBM:
+    return RBM(event_shape, num_hidden=16, visible="binary" if values == BINARY else "gaussian")
+
+
+FAMILY = Family(
+    name="rbm",
+    title="Restricted Boltzmann machine",
+    density=Kind.EXACT,
+    view="binary",
+    build=_build,
+    example=lambda: RBM((2, 2), num_hidden=3),
+    reading="The likelihood is exact: its 16 hidden units allow log Z by enumeration. It sees binary pixels.",
+    fit_options={
+        "epochs": 150,
+        "batch_size": 10,
+        "learning_rate": 0.1,
+        "schedule": "cosine",
+        "optimizer": torch.optim.SGD,
+    },
+)

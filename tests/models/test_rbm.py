@@ -1,0 +1,353 @@
+"""The restricted Boltzmann machine as a Pyro pair, and its capabilities, against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Predictive, Trace_ELBO
+from torch import Tensor
+
+from ppgen.contract import Kind
+from ppgen.datasets.split import Split
+from ppgen.datasets.values import BINARY, REAL
+from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
+from ppgen.inference.svi import fit
+from ppgen.models.rbm import FAMILY, RBM
+from ppgen.ops.random import forked_rng
+from ppgen.testing import CHECKS
+from ppgen.testing.statistics import assert_mean, assert_same_distribution
+
+
+def machine(shape: tuple[int, ...] = (2, 2), num_hidden: int = 3, std: float = 0.8, **options: Any) -> RBM:
+    with forked_rng(0):
+        rbm = RBM(shape, num_hidden=num_hidden, **options).double()
+        for p in rbm.parameters():
+            torch.nn.init.normal_(p, std=std)
+    return rbm
+
+
+def every_state(num: int) -> Tensor:
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=num)), dtype=torch.float64)
+
+
+def state_probs(rbm: RBM, states: Tensor) -> Tensor:
+    """p(x) by the sum of exp(-E) over x and h, from the definition of E alone."""
+    v, h = states.flatten(1), every_state(rbm.num_hidden)
+    with torch.no_grad():
+        joint = (v @ rbm.visible_bias)[:, None] + h @ rbm.hidden_bias + v @ rbm.weight @ h.mT
+    return joint.flatten().softmax(0).view(joint.shape).sum(1)
+
+
+def frequencies(draws: Tensor) -> Tensor:
+    """Which binary state each draw is, as rows with a single one."""
+    v = draws.flatten(1).long()
+    places = 2 ** torch.arange(v.shape[1] - 1, -1, -1)
+    return torch.nn.functional.one_hot((v * places).sum(-1), 2 ** v.shape[1]).double()
+
+
+BUILDS: dict[str, Callable[[], RBM]] = {
+    "gaussian": lambda: RBM((3,), num_hidden=2, visible="gaussian"),
+    "gaussian-image": lambda: RBM((1, 2, 2), num_hidden=2, visible="gaussian"),
+    "unnormalised": lambda: RBM((3, 7), num_hidden=21, num_gibbs_steps=5),
+    "gaussian-unnormalised": lambda: RBM((3,), num_hidden=21, visible="gaussian", num_gibbs_steps=5),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+def test_contract(build: Callable[[], RBM], check: Callable[[Callable[[], RBM]], None]) -> None:
+    with forked_rng(0):
+        check(build)
+
+
+# -- the density -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "num_hidden"), [((2, 2), 3), ((3,), 5), ((1, 5, 1), 2)])
+def test_likelihood_is_the_enumerated_one(shape: tuple[int, ...], num_hidden: int) -> None:
+    rbm = machine(shape, num_hidden)
+    x = every_state(rbm.event_shape.numel()).view(-1, *shape)
+    found = rbm.log_likelihood(x)
+    assert found.kind is Kind.EXACT is rbm.density
+    torch.testing.assert_close(found.value.exp(), state_probs(rbm, x))
+    torch.testing.assert_close(found.value, -rbm.energy(x) - rbm.log_partition().value)
+
+
+def test_gaussian_density_integrates_to_one() -> None:
+    rbm = machine((1,), 3, visible="gaussian")
+    grid = torch.linspace(-40, 40, 20_001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        density = rbm.log_likelihood(grid).value.exp()
+    assert abs(float(torch.trapezoid(density, grid[:, 0])) - 1) < 1e-9
+
+
+def test_many_units_are_unnormalised() -> None:
+    rbm = machine((3, 7), 21)
+    x = torch.ones(2, 3, 7, dtype=torch.float64)
+    found = rbm.log_likelihood(x)
+    assert found.kind is Kind.UNNORMALISED is rbm.density
+    torch.testing.assert_close(found.value, -rbm.energy(x))
+    with pytest.raises(CapabilityError, match=r"limit 20\).*D = 21 and H = 21.*num_hidden <= 20"):
+        rbm.log_partition()
+    assert machine((3, 7), 20).density is Kind.EXACT
+    assert machine((20,), 30).density is Kind.EXACT
+    assert machine((2,), 21, visible="gaussian").density is Kind.UNNORMALISED
+
+
+def test_the_known_log_partition_is_never_stale() -> None:
+    rbm = machine()
+    with torch.no_grad():
+        first = rbm.log_partition().value
+        assert torch.equal(first, rbm.log_partition().value)
+        rbm.weight.data.add_(0.5)  # leaves no trace in the version counter
+        second = rbm.log_partition().value
+    assert second > first
+    torch.testing.assert_close(second, rbm.log_partition().value.detach())
+
+
+def test_pseudo_likelihood_of_independent_units_is_the_likelihood() -> None:
+    rbm = machine((6,), 2)
+    with torch.no_grad():
+        rbm.weight.zero_()
+    x = every_state(6)
+    torch.testing.assert_close(rbm.pseudo_log_likelihood(x), rbm.log_likelihood(x).value)
+
+
+# -- the pair --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visible", ["binary", "gaussian"])
+def test_elbo_is_the_log_likelihood_whatever_z_is(visible: Any) -> None:
+    rbm = machine((2, 3), 4, visible=visible)
+    with forked_rng(0):
+        x = torch.randint(0, 2, (7, 2, 3)).double()
+        exact = float(rbm.log_likelihood(x).value.sum().detach())
+        for _ in range(20):
+            assert abs(Trace_ELBO().loss(rbm.model, rbm.guide, x) + exact) < 1e-9
+        vectorised = Trace_ELBO(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+        assert abs(vectorised.loss(rbm.model, rbm.guide, x) + exact) < 1e-9
+
+
+def expected_gradient(rbm: RBM, x: Tensor, weights: Tensor) -> list[Tensor]:
+    """Gradient of Pyro's Trace_ELBO for one datum, averaged over all z with ``weights``."""
+    total = [torch.zeros_like(p) for p in rbm.parameters()]
+    for z, weight in zip(every_state(rbm.num_hidden), weights, strict=True):
+        rbm.zero_grad()
+        with SiteRecorder({"z": z[None]}):
+            Trace_ELBO().differentiable_loss(rbm.model, rbm.guide, x).backward()
+        for part, p in zip(total, rbm.parameters(), strict=True):
+            part += 0.0 if p.grad is None else weight * p.grad
+    return total
+
+
+@pytest.mark.parametrize("visible", ["binary", "gaussian"])
+def test_expected_gradient_of_trace_elbo_is_that_of_the_likelihood(visible: Any) -> None:
+    rbm = machine((3,), 2, visible=visible)
+    x = torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64)
+    with torch.no_grad():
+        on = rbm.encode(x)
+    z = every_state(2)
+    posterior = (on * z + (1 - on) * (1 - z)).prod(-1)
+    exact = torch.autograd.grad(-rbm.log_likelihood(x).value.sum(), list(rbm.parameters()))
+    for found, expected in zip(expected_gradient(rbm, x, posterior), exact, strict=True):
+        torch.testing.assert_close(found, expected)
+    # The score-function terms cancel under the posterior alone.
+    uniform = expected_gradient(rbm, x, torch.full((4,), 0.25, dtype=torch.float64))
+    assert not all(torch.allclose(a, b) for a, b in zip(uniform, exact, strict=True))
+
+
+def test_exact_maximum_likelihood_through_the_elbo() -> None:
+    x = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]).repeat(20, 1)
+    with forked_rng(0):
+        rbm = RBM((4,), num_hidden=3)
+    before = float(rbm.log_likelihood(x).value.mean().detach())
+    fit(
+        rbm,
+        Split(x, values=BINARY),
+        objective=ELBO(),
+        epochs=150,
+        learning_rate=0.05,
+        batch_size=None,
+        device="cpu",
+        progress=False,
+    )
+    assert float(rbm.log_likelihood(x).value.mean().detach()) > before / 2
+
+
+def test_generated_latents_and_data_are_the_joint() -> None:
+    rbm = machine()
+    with forked_rng(1):
+        drawn = Predictive(rbm.model, num_samples=1)(num=20_000)
+    x = every_state(4)
+    assert_mean(frequencies(drawn["x"].flatten(0, 1)), state_probs(rbm, x))
+    z = drawn["z"].flatten(0, 1)
+    on = rbm.encode(drawn["x"].flatten(0, 1)).detach()
+    assert_mean(z - on, torch.zeros(3))
+
+
+# -- capabilities -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_steps", [None, 100])
+def test_samples_have_their_probabilities(num_steps: int | None) -> None:
+    rbm = machine(std=0.5)
+    draws = rbm.sample(20_000, num_steps=num_steps, seed=0)
+    assert draws.shape == (20_000, 2, 2)
+    assert_mean(frequencies(draws), state_probs(rbm, every_state(4)))
+
+
+def test_sample_check_sees_too_few_sweeps() -> None:
+    rbm = machine(std=1.5)
+    with pytest.raises(AssertionError, match="off by"):
+        assert_mean(frequencies(rbm.sample(20_000, num_steps=1, seed=0)), state_probs(rbm, every_state(4)))
+
+
+def test_gaussian_chains_meet_exact_draws() -> None:
+    rbm = machine((3,), 2, std=0.5, visible="gaussian")
+    assert_same_distribution(rbm.sample(4000, seed=0), rbm.sample(4000, num_steps=100, seed=1))
+
+
+def test_gibbs_leaves_the_model_invariant() -> None:
+    rbm = machine()
+    moved = rbm.gibbs(rbm.sample(20_000, seed=0), 3, seed=1)
+    assert_mean(frequencies(moved), state_probs(rbm, every_state(4)))
+
+
+def conditional_probs(rbm: RBM, x: Tensor, mask: Tensor) -> Tensor:
+    """p(x' | x where mask) over all states x', by enumeration."""
+    states = every_state(4)
+    agrees = (states == x.flatten())[:, mask.flatten()].all(1)
+    probs = state_probs(rbm, states) * agrees
+    return probs / probs.sum()
+
+
+def conditional_draws(rbm: RBM, x: Tensor, mask: Tensor) -> Tensor:
+    return rbm.condition(x[None], mask, 20_000, num_steps=60, seed=0)[:, 0]
+
+
+def test_condition_draws_the_missing_given_the_observed() -> None:
+    rbm = machine()
+    x = torch.tensor([[1.0, float("nan")], [float("nan"), 0.0]], dtype=torch.float64)
+    mask = ~x.isnan()
+    draws = conditional_draws(rbm, x, mask)
+    assert bool((draws[:, mask] == x[mask]).all())
+    assert_mean(frequencies(draws), conditional_probs(rbm, x, mask))
+    # The same draws are not those of the marginal over what is missing.
+    with pytest.raises(AssertionError, match="off by"):
+        assert_mean(frequencies(draws), state_probs(rbm, every_state(4)))
+
+
+def test_gaussian_condition_keeps_what_is_observed() -> None:
+    rbm = machine((4,), 2, visible="gaussian")
+    x = torch.arange(8, dtype=torch.float64).view(2, 4)
+    mask = torch.tensor([True, False, True, False])
+    draws = rbm.condition(x, mask, 3, num_steps=5, seed=0)
+    assert draws.shape == (3, 2, 4)
+    assert torch.equal(draws[..., mask], x[:, mask].expand(3, -1, -1))
+    assert bool(torch.isfinite(draws).all())
+
+
+@pytest.mark.parametrize("visible", ["binary", "gaussian"])
+def test_codes_are_conditional_means(visible: Any) -> None:
+    rbm = machine((2, 2), 3, visible=visible)
+    m = rbm.harmonium()
+    x, h = every_state(4).view(-1, 2, 2), every_state(3)
+    with torch.no_grad():
+        posterior = (-m.energy(x.flatten(1)[:, None], h)).softmax(-1)
+        torch.testing.assert_close(rbm.encode(x), posterior @ h)
+        assert rbm.decode(h).shape == (8, 2, 2)
+        if visible == "binary":
+            likelihood = (-m.energy(every_state(4), h[:, None])).softmax(-1)
+            torch.testing.assert_close(rbm.decode(h).flatten(1), likelihood @ every_state(4))
+
+
+def test_score_is_the_gradient_of_the_log_density() -> None:
+    rbm = machine((2, 2), 3, visible="gaussian")
+    with forked_rng(0):
+        x = torch.randn(5, 2, 2, dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(rbm.log_likelihood(x).value.sum(), x)
+    torch.testing.assert_close(rbm.score(x), expected)
+    with pytest.raises(CapabilityError, match="gaussian"):
+        machine().score(torch.zeros(1, 2, 2))
+
+
+def test_start_matches_the_datas_moments() -> None:
+    with forked_rng(0):
+        x = (torch.rand(500, 2, 2) < 0.3).float()
+        x[:, 0, 0] = 0.0
+        y = 3 + 2 * torch.randn(500, 2, 2)
+        binary, gaussian = RBM((2, 2), num_hidden=2), RBM((2, 2), num_hidden=2, visible="gaussian")
+    binary.initialise(x)
+    torch.testing.assert_close(binary.visible_bias.sigmoid(), (x.flatten(1).sum(0) + 1) / 502)
+    assert bool(torch.isfinite(binary.visible_bias).all())
+    gaussian.initialise(y)
+    torch.testing.assert_close(gaussian.visible_bias.detach(), y.flatten(1).mean(0))
+    assert gaussian.log_scale is not None
+    torch.testing.assert_close(gaussian.log_scale.exp().detach(), y.flatten(1).std(0, correction=0))
+
+
+def test_support_follows_the_visible_units() -> None:
+    assert machine().support == BINARY
+    assert machine(visible="gaussian").support == REAL
+    with forked_rng(0):
+        assert FAMILY.build(torch.Size((2,)), REAL).support == REAL
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_hidden": 0}, "num_hidden"),
+        ({"visible": "poisson"}, "visible"),
+        ({"num_gibbs_steps": 0}, "num_gibbs_steps"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{match}: "):
+        RBM((2,), **options)
+
+
+def test_calls_are_checked() -> None:
+    rbm, x = machine(), torch.zeros(1, 2, 2, dtype=torch.float64)
+    with pytest.raises(ConfigError, match="mask"):
+        rbm.condition(x, torch.ones(2, 2))
+    with pytest.raises(ConfigError, match="num"):
+        rbm.condition(x, torch.ones(2, 2, dtype=torch.bool), 0)
+    with pytest.raises(ConfigError, match="num"):
+        rbm.sample(0, num_steps=3)
+    with pytest.raises(ConfigError, match="num_steps"):
+        rbm.gibbs(x, 0, seed=0)
+    with pytest.raises(ShapeError, match="z: "):
+        rbm.decode(torch.zeros(1, 4))
+    with pytest.raises(ShapeError, match="expects shape"):
+        rbm.gibbs(torch.zeros(1, 4))
+    with pytest.raises(CapabilityError, match="context"):
+        rbm.log_likelihood(x, torch.zeros(1, 1))
+
+
+def test_validation_of_distributions_holds() -> None:
+    with pyro.validation_enabled(True), forked_rng(0):
+        rbm = machine()
+        Trace_ELBO().loss(rbm.model, rbm.guide, rbm.sample(3))
+        with pytest.raises(ValueError, match="support"):
+            Trace_ELBO().loss(rbm.model, rbm.guide, torch.full((1, 2, 2), 0.5).double())
+
+
+@pytest.mark.slow
+def test_sixteen_hidden_units_on_digits() -> None:
+    """Digits binarised at 8 of 16, first 1437 for training: 18.89 nats is BernoulliRBM's figure."""
+    from sklearn.datasets import load_digits
+
+    x = torch.as_tensor(load_digits().data >= 8).float()
+    with forked_rng(0):
+        rbm = FAMILY.build(x.shape[1:], BINARY)
+    train, validation = Split(x[:1257], values=BINARY), Split(x[1257:1437], values=BINARY)
+    fit(rbm, train, validation=validation, device="cpu", progress=False, **FAMILY.fit_options)
+    with torch.no_grad():
+        loss = -rbm.log_likelihood(x[1437:]).mean().value
+    assert float(loss) <= 18.9
