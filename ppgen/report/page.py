@@ -1,0 +1,292 @@
+"""The survey as one HTML file that needs nothing beside it: styles inline, pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ppgen.datasets.split import DataSet
+from ppgen.plots.images import is_image
+from ppgen.report.measure import View
+from ppgen.report.table import Row
+from ppgen.report.table_html import badge, tables, values_title
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page tells.
+
+    Attributes:
+        data: the data set as given.
+        views: the data as the families saw them.
+        rows: the table, rows of one view together.
+        findings: sentences computed from it.
+        environment: versions, device, seed, times.
+        out: directory that holds the pictures.
+        interrupted: whether something is missing because the run was stopped.
+    """
+
+    data: DataSet
+    views: Sequence[View]
+    rows: Sequence[Row]
+    findings: Sequence[str]
+    environment: dict[str, Any]
+    out: Path
+    interrupted: bool = False
+
+
+def render(page: Page) -> str:
+    """The whole HTML document."""
+    title = f"Survey of generative models on {page.data.name}"
+    css = resources.files("ppgen.report").joinpath("page.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            _header(page, title),
+            "<main>",
+            _section("findings", "What came out", _findings(page)),
+            _section("table", "The table, measured", tables(page.rows)),
+            _section("families", "Family by family", "\n".join(_family(page, r) for r in _families(page))),
+            _section("method", "How this was measured", _method(page)),
+            "</main>",
+            _footer(page),
+        ]
+    )
+    return (
+        "<!DOCTYPE html>\n"
+        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+# -- the parts, from top to bottom ----------------------------------------------------------
+
+
+def _header(page: Page, title: str) -> str:
+    env, data = page.environment, page.data
+    facts = [
+        ("families", len(_families(page))),
+        ("training budget", f"{env['budget']:g} s"),
+        ("this run took", f"{env['seconds']:.0f} s"),
+        ("device", env["device"]),
+        ("seed", env["seed"]),
+        ("date", _day(env["date"])),
+    ]
+    items = "".join(f"<li>{escape(k)} <b>{escape(str(v))}</b></li>" for k, v in facts)
+    links = "".join(f'<a href="#family-{escape(r.name)}">{escape(r.title)}</a>' for r in _families(page))
+    lead = data.description or f"{len(data.train)} training data of shape {_shape(data.event_shape)}."
+    notice = ""
+    if page.interrupted:
+        notice = (
+            '<p class="notice" role="status">This survey was interrupted. The same command goes on from '
+            "where it stopped and keeps what is measured.</p>"
+        )
+    return (
+        f'<header>\n<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{notice}'
+        f'<ul class="facts">{items}</ul>\n<nav aria-label="Families">{links}</nav>\n</header>'
+    )
+
+
+def _findings(page: Page) -> str:
+    if not page.findings:
+        return "<p>Too few families have figures to be compared.</p>"
+    items = "".join(f"<li>{_unbroken(escape(sentence))}</li>" for sentence in page.findings)
+    return (
+        f'<ul class="findings">{items}</ul>\n'
+        "<p>Differences carry the standard error of paired differences over the same test data. One run "
+        "with one seed: the spread over training runs is not in these errors.</p>"
+    )
+
+
+def _family(page: Page, row: Row) -> str:
+    place = page.out / "families" / row.name
+    facts = " · ".join(_key_facts(row))
+    parts = [
+        f'<article class="family" id="family-{escape(row.name)}">',
+        f'<div class="title"><h3>{escape(row.title)}</h3>{badge(row)}</div>',
+        f'<p class="key">{facts}</p>' if facts else "",
+        f"<p>{escape(row.reading)}</p>" if row.reading else "",
+    ]
+    if row.status == "done":
+        parts.append(_pictures(page, row, place))
+    else:
+        parts.append(f'<p><span class="status">{row.status}</span>: {escape(row.reason or "")}</p>')
+    if row.warnings:
+        items = "".join(f"<li>{escape(w)}</li>" for w in row.warnings)
+        parts.append(f'<ul class="warnings" aria-label="Warnings of the training">{items}</ul>')
+    parts.append("</article>")
+    return "\n".join(p for p in parts if p)
+
+
+def _pictures(page: Page, row: Row, place: Path) -> str:
+    shape = page.data.event_shape
+    values = values_title(row.values).lower()
+    if is_image(shape):
+        figures = [
+            _figure(
+                place / "samples",
+                f"Samples of {row.title}",
+                f"{row.title}: a grid of images drawn from the model.",
+                "pixels",
+            ),
+            _figure(
+                place / "data",
+                f"Test data, {values}",
+                f"A grid of real images of the test split ({values}), to compare the samples with.",
+                "pixels",
+            ),
+        ]
+        layout = "pictures"
+    else:
+        figures = [
+            _figure(
+                place / "samples",
+                "Test data and samples on the same axes",
+                f"{row.title}: two scatter plots, test data on the left, samples on the right.",
+            )
+        ]
+        layout = "pictures plane"
+    curve = _figure(
+        place / "curves",
+        "Loss by epoch",
+        f"{row.title}: line plot of the losses of the training against the epoch.",
+        "",
+        "curve",
+    )
+    return f'<div class="{layout}">{"".join(figures)}{curve}</div>'
+
+
+def _method(page: Page) -> str:
+    data, env = page.data, page.environment
+    sizes = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test data"
+    compared = min(int(env["num_samples"]), len(data.test))
+    items = [
+        (
+            "Data",
+            f"{data.description} {sizes}, each of shape {_shape(data.event_shape)}; {data.values} values.",
+        ),
+        (
+            "Training",
+            f"On the training split, within {env['budget']:g} s for all families together: each gets an "
+            "equal share of what is left. Where an objective can be validated, the epoch with the smallest "
+            "validation loss is kept; the test split is used for the table alone. A time limit makes "
+            "figures depend on the machine.",
+        ),
+        (
+            "Bits per dimension",
+            "Test negative log-likelihood divided by the number of coordinates and by log 2. A density of "
+            "real numbers meets levels through uniform dequantisation, averaged over several draws of the "
+            "noise, which bounds the log-probability of the levels from below. The standard error is that of "
+            "the mean over test data."
+            if data.values.discrete
+            else "Test negative log-density divided by the number of coordinates and by log 2. The data are "
+            "real numbers, so it is a differential code length: it depends on their unit and may be "
+            "negative. The standard error is that of the mean over test data.",
+        ),
+        *(
+            (f"Features, {values_title(str(v.data.values)).lower()}", f"{_sentence(v.description)}")
+            for v in page.views
+        ),
+        (
+            "FID and KID",
+            f"Fréchet and kernel distance between features of {compared} samples and of {compared} test "
+            "data. They can be compared within a table, not with figures of other features or other sizes. "
+            "The row “Training data” says what real data score.",
+        ),
+        (
+            "Precision and recall",
+            "Share of samples within the manifold of the data, and of data within that of the samples, by "
+            "nearest neighbours in feature space.",
+        ),
+        (
+            "Latent size",
+            "Dimensions of a continuous latent, hidden units, or components of a mixture. A flow has a "
+            "latent of the size of the data, which is not counted.",
+        ),
+        (
+            "Seconds",
+            f"Wall clock on {env['device']} with {env['threads']} threads. Samples: {env['num_samples']} "
+            "draws after a first small one, scaled to 1000.",
+        ),
+    ]
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v.strip())}</dd>" for k, v in items)
+    return f'<dl class="method">{rows}</dl>'
+
+
+def _footer(page: Page) -> str:
+    env = page.environment
+    versions = f"ppgen {env['ppgen']}, torch {env['torch']}, pyro {env['pyro']}, Python {env['python']}"
+    run = (
+        f"{env['device']} ({env['platform']}, {env['threads']} threads), seed {env['seed']}, budget "
+        f"{env['budget']:g} s, {env['seconds']:g} s in all, {env['date']}"
+    )
+    return (
+        f"<footer>\n<p>{escape(versions)}.</p>\n<p>{escape(run)}.</p>\n<p>The same figures as files: "
+        '<a href="table.json">table.json</a>, <a href="table.csv">table.csv</a>; models in '
+        "<code>families/</code>, which <code>ppgen.load</code> reads.</p>\n</footer>"
+    )
+
+
+# -- pieces -------------------------------------------------------------------------------
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(title)}</h2>\n{content}\n</section>'
+
+
+def _figure(stem: Path, caption: str, alt: str, css: str = "", place: str = "") -> str:
+    """A figure with its picture embedded, and the dark one where there is one; nothing without a file."""
+    light, dark = stem.with_suffix(".png"), stem.with_name(f"{stem.name}-dark.png")
+    if not light.is_file():
+        return ""
+    image = f'<img class="{css}" alt="{escape(alt)}" src="{_data_uri(light)}">'
+    if dark.is_file():
+        media = "screen and (prefers-color-scheme: dark)"
+        image = f'<picture><source media="{media}" srcset="{_data_uri(dark)}">{image}</picture>'
+    return f'<figure class="{place}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _key_facts(row: Row) -> list[str]:
+    facts = [escape(values_title(row.values))]
+    if row.bits_per_dim is not None:
+        facts.append(f"{row.bits_per_dim} bits/dim")
+    if row.fid is not None:
+        facts.append(f"FID {row.fid}")
+    if row.train_seconds is not None:
+        stopped = {"finished": "all epochs done", "early": "stopped early", "time": "out of time"}
+        why = stopped.get(row.stopped or "", row.stopped or "")
+        facts.append(f"trained {row.train_seconds:.1f} s, {row.epochs} epochs ({escape(why)})")
+    return facts
+
+
+def _families(page: Page) -> list[Row]:
+    return [row for row in page.rows if row.group == "family"]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."
+
+
+def _unbroken(text: str) -> str:
+    """The text with no line break between a sign, a number and its error."""
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace("≤ ", "≤\N{NO-BREAK SPACE}")
+
+
+def _day(moment: str) -> str:
+    return datetime.datetime.fromisoformat(moment).strftime("%-d %B %Y")
