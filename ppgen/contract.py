@@ -225,7 +225,7 @@ def _program(method: Callable[..., Any]) -> Callable[..., Any]:
         self.check_context(context)
         if not _ANNOUNCE.get() or not am_i_wrapped():
             return method(self, x, num=num, context=context)
-        with self._programs():
+        with self.shown_to_pyro():
             return method(self, x, num=num, context=context)
 
     return program
@@ -380,7 +380,7 @@ class GenerativeModel(PyroModule):
         return any(isinstance(m, PyroModule) and m._pyro_samples for m in self.modules())
 
     @contextlib.contextmanager
-    def _programs(self) -> Iterator[None]:
+    def shown_to_pyro(self) -> Iterator[None]:
         """Show parameters to Pyro without its global store, and let PyroSample priors work."""
         with pyro.settings.context(module_local_params=True):
             for name, parameter in self.named_parameters():

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ppgen.contract import GenerativeModel
 from ppgen.errors import CheckpointError, CheckpointWarning, ConfigError
+from ppgen.ops.random import forked_rng
 
 FORMAT = 1
 _KEPT = 2
@@ -166,7 +167,8 @@ def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     tree = read_bundle(Path(path), device)
     cls = _find_class(str(tree.get("class", "")), path)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["config"].items()}
-    model: GenerativeModel = cls(**config)
+    with forked_rng(0):  # what the constructor draws is overwritten below
+        model: GenerativeModel = cls(**config)
     dtype = next((t.dtype for t in tree["state"].values() if t.is_floating_point()), None)
     model.to(device=device, dtype=dtype)
     try:

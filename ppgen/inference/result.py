@@ -18,9 +18,9 @@ class FitResult:
             ``None``), ``learning_rate``, and the objective's other figures.
         steps: steps taken, over all resumed runs.
         seconds: time spent training, over all resumed runs.
-        best_loss: smallest validation loss (training loss where there is no validation); the
-            model holds the parameters of that epoch when ``best_epoch`` is given.
-        best_epoch: epoch whose parameters the model holds; ``None`` for the last.
+        best_loss: smallest validation loss; ``None`` without validation data, or where the
+            objective has no figure to validate (a GAN).
+        best_epoch: epoch of ``best_loss``, whose parameters the model holds; ``None`` for the last.
         stopped: why training ended: all epochs done, early stopping, time limit, Ctrl-C.
         warnings: what deserves a look, in sentences.
     """

@@ -38,6 +38,7 @@ from ppgen.inference.interrupts import Interrupts
 from ppgen.inference.objectives.base import Objective, Program, Stepper
 from ppgen.inference.objectives.elbo import ELBO
 from ppgen.inference.objectives.pair import find_non_finite
+from ppgen.inference.objectives.pyro_elbo import PyroObjective
 from ppgen.inference.result import FitResult
 from ppgen.inference.trainee import Batches, Trainee, find_device
 from ppgen.ops.random import forked_rng
@@ -103,6 +104,9 @@ def fit(
         checkpoint_seconds: time between checkpoints.
         progress: show a progress bar on stderr.
 
+    The first Ctrl-C (or SIGTERM) ends training after the step under way, with a checkpoint that
+    resumes exactly; a second one stops at once, and the newest checkpoint is the last one written.
+
     Returns:
         The history, why training stopped, and what deserves a look. The model is left in
         evaluation mode with the best state found.
@@ -138,7 +142,7 @@ def fit(
         stack.enter_context(forked_rng(seed, place))
         stack.enter_context(pyro.validation_enabled(False))
         if trainee.generative is not None:
-            if not trainee.generative.has_priors:
+            if not (trainee.generative.has_priors or goal.needs_param_sites):
                 stack.enter_context(unannounced_parameters())
             if compile:
                 stack.enter_context(_compiled(trainee.generative))
@@ -222,14 +226,15 @@ class _Run:
             self._resume(saved)
         self._take_snapshot()
         total = None if self.options.num_epochs is None else self.options.num_epochs * self.train.per_epoch
+        self.started = self.last_checkpoint = time.perf_counter()
         with Interrupts() as interrupts, tqdm(total=total, disable=not progress, unit="step") as bar:
             bar.update(self.result.steps)
             try:
                 self._loop(interrupts, bar)
             except KeyboardInterrupt:
                 self.trainee.restore(self.good)
-                self.stepper.load_state_dict(_copied(self.good_stepper))
                 self.result.stopped = "interrupted"
+                self.directory = None  # that state is older than the history: no checkpoint of it
         self.result.seconds = self._seconds
         self._write_checkpoint()
         self._conclude()
@@ -267,7 +272,12 @@ class _Run:
         return False
 
     def _step(self, args: tuple[Tensor, ...]) -> None:
-        figures = {name: float(value) for name, value in self.stepper.step(*args).items()}
+        try:
+            figures = {name: float(value) for name, value in self.stepper.step(*args).items()}
+        except (RuntimeError, ValueError):
+            if self._is_finite():
+                raise
+            figures = {"loss": math.nan}  # a kernel refused parameters that are not finite
         self.position += 1
         self.result.steps += 1
         if not math.isfinite(figures["loss"]):
@@ -317,9 +327,6 @@ class _Run:
         """Put the best state in place and look at what was learnt."""
         if self.best is not None:
             self.trainee.restore(self.best)
-        elif self.result.history:
-            losses = [row["loss"] for row in self.result.history if row.get("loss") is not None]
-            self.result.best_loss = min(x for x in losses if x is not None) if losses else None
         self.trainee.train(False)
         args = next(iter(self.train.in_order()))
         with torch.no_grad():
@@ -333,7 +340,8 @@ class _Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def _out_of_time(self) -> bool:
-        return self.options.max_seconds is not None and self._seconds >= self.options.max_seconds
+        limit = self.options.max_seconds
+        return limit is not None and self.result.steps > 0 and self._seconds >= limit
 
     def _initialise(self) -> None:
         model = self.trainee.generative
@@ -385,9 +393,13 @@ class _Run:
     def _take_snapshot(self) -> None:
         """Keep the present state for a rollback, unless it is poisoned already."""
         state = self.trainee.snapshot()
-        if all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point()):
+        if self._is_finite():
             self.good, self.good_stepper = state, _copied(self.stepper.state_dict())
             self.good_step = self.result.steps
+
+    def _is_finite(self) -> bool:
+        state = self.trainee.state().values()
+        return all(bool(torch.isfinite(t).all()) for t in state if t.is_floating_point())
 
     def _roll_back(self, loss: float, args: tuple[Tensor, ...]) -> None:
         where = find_non_finite(self.trainee.model, self.trainee.guide, *args)
@@ -482,27 +494,12 @@ class _Run:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
 
-class _PyroObjective(Objective):
-    """A Pyro ELBO in the form of an objective."""
-
-    def __init__(self, elbo: Any) -> None:
-        self.elbo = elbo
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Pyro's differentiable loss, in nats."""
-        return self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-
-    def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor | None:
-        """Pyro's loss, in nats."""
-        return torch.as_tensor(self.elbo.loss(model, guide, *args, **kwargs))
-
-
 def _as_objective(objective: Objective | PyroELBO | None, trainee: Trainee) -> Objective:
     if objective is None:
         own = trainee.generative
         return own.default_objective() if isinstance(own, HasDefaultObjective) else ELBO()
     if isinstance(objective, PyroELBO):
-        return _PyroObjective(objective)
+        return PyroObjective(objective)
     if isinstance(objective, Objective):
         return objective
     raise ConfigError(

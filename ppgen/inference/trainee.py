@@ -97,7 +97,7 @@ class Batches:
         self.prepare: Callable[[Tensor], Tensor] = _same
         model = trainee.generative
         if model is not None:
-            split = as_split(data)
+            split = as_split(data, values=None if isinstance(data, Split) else model.support)
             self._check_event(split, model)
             self.prepare = bridge(split.values, model.support)
             dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), split.x.dtype)

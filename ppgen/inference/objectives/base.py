@@ -38,9 +38,11 @@ class Objective(ABC):
 
     Attributes:
         full_batch: whether each step wants all data at once (EM).
+        needs_param_sites: whether the loss looks for parameters among Pyro's ``param`` sites.
     """
 
     full_batch: bool = False
+    needs_param_sites: bool = False
 
     @abstractmethod
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,15 +104,19 @@ class GradientStepper:
 
     def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One gradient step; ``loss`` is a mean over the first argument's rows."""
-        with self.autocast():
-            loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / len(args[0])
         self.optimizer.zero_grad()
-        loss.backward()
-        figures = {"loss": loss.detach()}
+        figures = {"loss": self.backward(*args, **kwargs)}
         if self.clip_norm is not None:
             figures["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         return figures
+
+    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Put the gradient of the mean loss into the parameters; returns the mean loss."""
+        with self.autocast():
+            loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / len(args[0])
+        loss.backward()
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser and of the objective."""

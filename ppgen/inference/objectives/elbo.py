@@ -20,6 +20,8 @@ from torch import Tensor
 from ppgen.errors import ConfigError
 from ppgen.inference.objectives.base import Objective, Program
 
+_COLLAPSED = 0.01  # nats a coordinate
+
 
 class SiteRecorder(Messenger):
     """Runs a program once, with latents given from outside, and keeps its sample sites.
@@ -85,6 +87,26 @@ class ELBO(Objective):
     def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor | None:
         """Minus the bound itself (beta of 1) in nats, a total over the data."""
         return self._loss(model, guide, 1.0, *args, **kwargs)
+
+    def diagnose(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[str]:
+        """Report latents whose posterior has collapsed onto the prior: KL below 0.01 nats a coordinate."""
+        with torch.no_grad(), SiteRecorder() as q:
+            guide(*args, **kwargs)
+        with torch.no_grad(), SiteRecorder(q.values) as p:
+            model(*args, **kwargs)
+        notes = []
+        for name, site in q.sites.items():
+            if name not in p.sites or not _is_lean(site) or p.sites[name]["is_observed"]:
+                continue
+            divergence = site_log_prob(site).mean() - site_log_prob(p.sites[name]).mean()
+            size = max(1, site["fn"].event_shape.numel())
+            if float(divergence) / size < _COLLAPSED:
+                notes.append(
+                    f"site '{name}': posterior collapse, its KL from the prior is about "
+                    f"{float(divergence) / size:.2g} nats a coordinate; x does not depend on it. "
+                    "Try a smaller beta, a weaker decoder, or fewer latents"
+                )
+        return notes
 
     def _loss(self, model: Program, guide: Program, beta: float, *args: Any, **kwargs: Any) -> Tensor:
         terms: list[Tensor] = []

@@ -85,11 +85,14 @@ def non_finite_site(trace: Any) -> str | None:
 def find_non_finite(model: Program, guide: Program, *args: Any, **kwargs: Any) -> str:
     """Name the site at which the pair turns non-finite on these arguments."""
     with torch.no_grad(), pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        found = non_finite_site(guide_trace)
-        if found is None:
-            replayed = poutine.replay(model, trace=guide_trace)
-            found = non_finite_site(poutine.trace(replayed).get_trace(*args, **kwargs))
+        try:
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            found = non_finite_site(guide_trace)
+            if found is None:
+                replayed = poutine.replay(model, trace=guide_trace)
+                found = non_finite_site(poutine.trace(replayed).get_trace(*args, **kwargs))
+        except (RuntimeError, ValueError) as error:
+            found = f"the pair can no longer be run ({str(error).splitlines()[0]})"
     return found or "no site: the loss or its gradient alone overflowed"
 
 
