@@ -123,7 +123,7 @@ class HasDecoder(Protocol):
     """A map from latents to data."""
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The mean of x given z, or the exact image of z; shape (N, *event_shape)."""
+        """The mean of x given z, or the exact image of z; shape ``(N, *event_shape)``."""
 
 
 @runtime_checkable
@@ -163,7 +163,7 @@ class HasConditioning(Protocol):
     """Draws of the missing coordinates given the observed ones."""
 
     def condition(self, x: Tensor, mask: Tensor, num: int = 1, **options: Any) -> Tensor:
-        """Draws of x with ``mask`` (True = observed) held fixed; shape (num, N, *event_shape)."""
+        """Draws of x with ``mask`` (True = observed) held fixed; shape ``(num, N, *event_shape)``."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from ppgen.datasets.partition import partition
 from ppgen.datasets.split import DataSet, Split
 from ppgen.datasets.values import grid
 
-# The convention of published figures on these data: the last 360 rows (other writers) are the test.
+# The usual split of these data by rows: the last fifth is the test.
 _NUM_TEST = 360
 _NUM_VALIDATION = 144
 
@@ -16,8 +16,8 @@ _NUM_VALIDATION = 144
 def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> DataSet:
     """The 1797 handwritten digits of scikit-learn: 8 x 8 pixels of 17 grey levels.
 
-    The test split is the last 360 rows, written by people who are not among the first 1437.
-    Of those, a class-balanced tenth (144 rows) validates and 1293 train;
+    The test split is the last 360 rows. Of the first 1437, a class-balanced tenth (144 rows)
+    validates and 1293 train;
     ``data.train.joined(data.validation)`` is all 1437, for methods that need no validation.
 
     Args:
@@ -48,7 +48,7 @@ def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> DataSet:
         validation=part(validation, "validation"),
         test=part(torch.arange(num, len(x)), "test"),
         description=(
-            f"1797 handwritten digits, 8 x 8 pixels, 17 grey levels. Test: the last {_NUM_TEST}, by other "
-            f"writers; of the first {num}, {_NUM_VALIDATION} class-balanced rows validate (seed {seed})."
+            f"1797 handwritten digits, 8 x 8 pixels, 17 grey levels. Test: the last {_NUM_TEST} rows; "
+            f"of the first {num}, {_NUM_VALIDATION} class-balanced rows validate (seed {seed})."
         ),
     )

@@ -29,7 +29,7 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ppgen.contract import GenerativeModel, HasDefaultObjective, HasInitialiser, unannounced_parameters
 from ppgen.errors import CheckpointError, ConfigError, TrainingError, TrainingWarning

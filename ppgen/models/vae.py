@@ -147,7 +147,7 @@ class VAE(GenerativeModel):
         return self._posterior(x, context)[0]
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Means of x given z, shape (N, *event_shape)."""
+        """Means of x given z, shape ``(N, *event_shape)``."""
         self.check_context(context)
         if z.shape[-1] != self.latent_dim:
             raise ShapeError(f"z: expected shape (N, {self.latent_dim}), got {tuple(z.shape)}")

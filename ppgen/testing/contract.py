@@ -84,7 +84,7 @@ def legal_under_pyro(make: Maker) -> None:
 
 
 def shapes(make: Maker) -> None:
-    """Samples have shape (num, *event_shape); x is observed in a plate of one dimension."""
+    """Samples have shape ``(num, *event_shape)``; x is observed in a plate of one dimension."""
     model, x, context = _start(make)
     with forked_rng(0):
         guide_trace: Any = poutine.trace(model.guide).get_trace(x, context)

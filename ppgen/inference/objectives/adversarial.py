@@ -9,7 +9,7 @@ loss                 critic                                                 gene
 ===================  =====================================================  =========================
 ``non_saturating``   softplus(-D(x)) + softplus(D(fake))                    softplus(-D(fake))
 ``hinge``            relu(1 - D(x)) + relu(1 + D(fake))                     -D(fake)
-``wgan_gp``          D(fake) - D(x) + penalty (|grad D(mix)| - 1)^2         -D(fake)
+``wgan_gp``          D(fake) - D(x) + penalty (norm grad D(mix) - 1)^2      -D(fake)
 ===================  =====================================================  =========================
 
 where ``mix`` lies uniformly between a datum and a fake. Every critic's loss takes

@@ -1,0 +1,145 @@
+"""The documentation does what it says: tutorials, README and how-to run, and the site holds them executed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+import ppgen
+from ppgen.ops.random import forked_rng
+from ppgen.testing.contract import check_contract
+
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "how-to" / "add-a-family.md"]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, at the tutorials' small size; notebooks choose how they show figures."""
+    kept = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    return {**kept, "PPGEN_DOCS_SMALL": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def test_there_are_tutorials() -> None:
+    assert {"first_steps", "your_own_model"} <= {path.stem for path in TUTORIALS}
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_asserts_its_claims(tutorial: Path) -> None:
+    cells = _code_cells(jupytext.read(tutorial))
+    assert sum(cell.source.count("assert ") for cell in cells) >= 5
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs_as_a_script(tutorial: Path, tmp_path: Path) -> None:
+    """Elsewhere than in the repository, so that it needs nothing of it."""
+    environment = {**_environment(), "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-W", "error::UserWarning:__main__", str(tutorial)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every Python block of a page, in order and in one namespace, with fits of one epoch."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    short = functools.partial(ppgen.fit, epochs=1, progress=False)
+    monkeypatch.setitem(vars(ppgen), "fit", short)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "page"}
+    with forked_rng(0):
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_family_of_the_how_to_keeps_the_contract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = ROOT / "docs" / "how-to" / "add-a-family.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "family_of_the_how_to.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    family = importlib.import_module("family_of_the_how_to").DiagonalGaussian
+    try:
+        check_contract(lambda: family((3,)))
+    finally:
+        del sys.modules["family_of_the_how_to"]
+
+
+def test_reference_lists_every_place_of_the_package() -> None:
+    listed = set(
+        re.findall(r"^   (ppgen\.\w+)$", (ROOT / "docs" / "api" / "index.md").read_text(), re.MULTILINE)
+    )
+    places = {
+        f"ppgen.{path.stem}"
+        for path in (ROOT / "ppgen").iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and not path.stem.startswith("__")
+    }
+    assert listed == places - {"ppgen.cli"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site built from a copy of the sources, warnings fatal, tutorials at the small size."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(
+        ROOT / "docs", folder / "docs", ignore=lambda _, names: {"_build", "generated"} & {*names}
+    )
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, folder / "docs", folder / "html"],
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_every_cell_of_the_site_was_executed(site: Path) -> None:
+    """A page without a notebook header is passed over in silence: so the cells are counted."""
+    for tutorial in TUTORIALS:
+        expected = len(_code_cells(jupytext.read(tutorial)))
+        executed = nbformat.read(site / "jupyter_execute" / "tutorials" / f"{tutorial.stem}.ipynb", 4)
+        counts = [cell.execution_count for cell in _code_cells(executed)]
+        assert counts == list(range(1, expected + 1)), tutorial.stem
+        page = (site / "html" / "tutorials" / f"{tutorial.stem}.html").read_text()
+        assert page.count('class="cell_input') == expected, tutorial.stem
+
+
+@pytest.mark.timeout(600)
+def test_cells_of_the_site_print_no_warnings(site: Path) -> None:
+    """What a cell writes to stderr would stand on the page, paths of the building machine included."""
+    for tutorial in TUTORIALS:
+        executed = nbformat.read(site / "jupyter_execute" / "tutorials" / f"{tutorial.stem}.ipynb", 4)
+        outputs = [output for cell in _code_cells(executed) for output in cell.outputs]
+        assert [o.text for o in outputs if o.get("name") == "stderr"] == [], tutorial.stem
+
+
+@pytest.mark.timeout(600)
+def test_site_shows_the_figures(site: Path) -> None:
+    page = (site / "html" / "tutorials" / "first_steps.html").read_text()
+    assert page.count("<img") >= 5
+
+
+@pytest.mark.timeout(600)
+def test_site_has_the_reference(site: Path) -> None:
+    page = (site / "html" / "api" / "generated" / "ppgen.contract.html").read_text()
+    assert 'id="ppgen.contract.GenerativeModel"' in page
+    assert 'id="ppgen.fit"' in (site / "html" / "api" / "ppgen.html").read_text()
