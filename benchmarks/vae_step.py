@@ -21,7 +21,7 @@ from ppgen.inference.svi import fit
 from ppgen.models import VAE
 from ppgen.nn.mlp import mlp
 
-_CASES = {"784-400-20": ((784,), (400,), 20, 40, 1.05), "64-32-4": ((64,), (32,), 4, 300, 1.3)}
+_CASES = {"784-400-20": ((784,), (400,), 20, 160, 1.05), "64-32-4": ((64,), (32,), 4, 1000, 1.3)}
 _BATCH = 128
 
 
@@ -36,7 +36,7 @@ def run() -> list[dict[str, Any]]:
             for fused in (False, True):
                 ours = _ours(data, hidden, latent, steps)
                 peer = _by_hand(data, hidden, latent, steps, fused)
-                ours_ms, peer_ms = (ms / steps for ms in interleaved(ours, peer, repeats=15))
+                ours_ms, peer_ms = (ms / steps for ms in interleaved(ours, peer, repeats=7))
                 rows.append(
                     {
                         "benchmark": "vae_step",

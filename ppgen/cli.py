@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         "survey", parents=[common, training], help="fit many families on one data set and write a report"
     )
     _data_argument(survey, optional=True)
-    survey.add_argument("--families", metavar="A,B,C", help="names of families (default: all)")
+    survey.add_argument(
+        "--families", metavar="A,B,C", help="families or groups, such as vae,flow (default: all)"
+    )
     survey.add_argument("--budget", type=float, metavar="SECONDS", help="training time over all families")
     survey.add_argument("--out", default="ppgen-survey", metavar="DIR", help="(default: %(default)s)")
     survey.add_argument("--threads", type=int, help="threads on the CPU (default: one for small data)")

@@ -118,6 +118,7 @@ def _build(event_shape: torch.Size, values: Values) -> BernoulliMixture:
 
 FAMILY = Family(
     name="bernoulli-mixture",
+    group="mixture",
     title="Mixture of Bernoullis",
     density=Kind.EXACT,
     view="binary",

@@ -18,6 +18,7 @@ class Family:
 
     Attributes:
         name: short name, as on the command line: ``"vae"``.
+        group: short name that related families share: ``"flow"`` stands for all of them.
         title: name as in a textbook.
         density: what the family's ``log_likelihood`` returns; ``None`` for implicit models.
         view: the data that the survey shows it: as they are, or binarised.
@@ -35,5 +36,6 @@ class Family:
     build: Callable[[torch.Size, Values], GenerativeModel]
     example: Callable[[], GenerativeModel]
     reading: str
+    group: str = ""
     conditional_example: Callable[[], GenerativeModel] | None = None
     fit_options: Mapping[str, Any] = field(default_factory=dict)

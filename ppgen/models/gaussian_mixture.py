@@ -251,6 +251,7 @@ def _build(event_shape: torch.Size, values: Values) -> GaussianMixture:
 
 FAMILY = Family(
     name="gaussian-mixture",
+    group="mixture",
     title="Mixture of Gaussians",
     density=Kind.EXACT,
     view="as_is",

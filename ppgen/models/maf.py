@@ -81,6 +81,7 @@ class MAF(Flow):
 
 FAMILY = Family(
     name="maf",
+    group="flow",
     title="Masked autoregressive flow",
     density=Kind.EXACT,
     view="as_is",

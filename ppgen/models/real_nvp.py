@@ -91,6 +91,7 @@ def _permutation(num_dims: int, layer: int) -> Tensor:
 
 FAMILY = Family(
     name="real-nvp",
+    group="flow",
     title="RealNVP flow",
     density=Kind.EXACT,
     view="as_is",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import platform
@@ -103,6 +104,8 @@ def default_threads(num_dims: int) -> int:
 def choose(families: Sequence[str | Family] | None) -> list[Family]:
     """The families asked for, in the order given; all registered ones for ``None``.
 
+    A group's name (``"flow"``) stands for all its families.
+
     Raises:
         ConfigError: an unknown name, none at all, or one twice.
     """
@@ -111,12 +114,19 @@ def choose(families: Sequence[str | Family] | None) -> list[Family]:
     else:
         known = registered_families()
         names = list(known) if families is None else list(families)
-        unknown = [n for n in names if isinstance(n, str) and n not in known]
-        if unknown:
-            raise ConfigError(
-                f"families: expected names among {', '.join(known)}; got {', '.join(map(repr, unknown))}"
-            )
-        chosen = [known[f] if isinstance(f, str) else f for f in names]
+        groups = {
+            f.group: [g for g in known.values() if g.group == f.group] for f in known.values() if f.group
+        }
+        chosen = []
+        for name in names:
+            if isinstance(name, Family):
+                chosen.append(name)
+            elif name in known or name in groups:
+                chosen.extend([known[name]] if name in known else groups[name])
+            else:
+                raise ConfigError(
+                    f"families: expected names among {', '.join([*known, *groups])}; got {name!r}"
+                )
     duplicates = len({f.name for f in chosen}) != len(chosen)
     if not chosen or duplicates:
         raise ConfigError(f"families: expected one or more, each once, got {[f.name for f in chosen]}")
@@ -127,6 +137,10 @@ def _name_of(value: Any) -> str:
     """A stable name of an option that JSON cannot hold: never an address in memory."""
     if isinstance(value, Mapping):
         return json.dumps(dict(value), sort_keys=True, default=_name_of)
+    if isinstance(value, functools.partial):
+        return json.dumps(
+            [_name_of(value.func), value.args, value.keywords], sort_keys=True, default=_name_of
+        )
     if callable(value):
         return (
             f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
