@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ppgen.datasets.declare import (
     Levels,
@@ -172,6 +172,11 @@ def _gather(x: Any, y: Any, name: str, max_items: int | None) -> _Raw:
     if isinstance(x, Split | DataSet):
         raise DataError(
             f"{name}: expected raw numbers, got a {type(x).__name__}, which is ready to use as it is"
+        )
+    if isinstance(x, DataLoader):
+        raise DataError(
+            f"{name}: expected the data themselves, got a torch DataLoader; pass its dataset "
+            "(loader.dataset), and batch_size= to whatever makes the batches"
         )
     if isinstance(x, Dataset):
         if y is not None:

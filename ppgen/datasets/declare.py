@@ -154,12 +154,14 @@ def declare_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str) -> 
     return x, ""
 
 
-def column_warnings(x: Tensor, columns: list[str] | None, name: str) -> list[str]:
+def column_warnings(
+    x: Tensor, columns: list[str] | None, name: str, max_columns: int = _MANY_COLUMNS
+) -> list[str]:
     r"""Warnings that name the constant columns of a real table (N, D) and the collinear ones.
 
     A column is collinear where the columns before it explain all but :math:`10^{-10}` of its
     variance (elimination in the correlation matrix, float64). Cost
-    :math:`O(N D^2 + D^3)`; tables of more than 1000 columns are searched for constants only.
+    :math:`O(N D^2 + D^3)`; tables of more than ``max_columns`` are searched for constants only.
     """
     if x.ndim != 2 or len(x) < 2:
         return []
@@ -172,7 +174,7 @@ def column_warnings(x: Tensor, columns: list[str] | None, name: str) -> list[str
             f"{name}: column(s) {listed(hits)} are constant; a density there is unbounded: drop them"
         )
     varying = (~constant).nonzero().squeeze(-1)
-    if not 2 <= len(varying) <= _MANY_COLUMNS:
+    if not 2 <= len(varying) <= max_columns:
         return found
     if len(x) <= len(varying):
         found.append(

@@ -34,13 +34,24 @@ class Split:
                 f"{self.name}: expected x of shape (N, *event_shape), got {tuple(self.x.shape)}; "
                 "use x[:, None] for one column"
             )
-        if len(self.x) == 0:
-            raise DataError(f"{self.name}: expected at least one datum, got none")
+        if self.x.numel() == 0:
+            raise DataError(f"{self.name}: expected at least one datum, got shape {tuple(self.x.shape)}")
+        if not self.x.is_floating_point():
+            raise DataError(
+                f"{self.name}: expected x of a floating-point type, got {self.x.dtype}; use x.float(), or "
+                "datasets.from_arrays, which scales levels as well"
+            )
         if self.y is not None and len(self.y) != len(self.x):
             raise ShapeError(
                 f"{self.name}: x has {len(self.x)} rows and y has {len(self.y)}; they must match"
             )
         self.values.check(self.x, self.name)
+        if self.y is not None and self.y.is_floating_point() and not bool(torch.isfinite(self.y).all()):
+            bad = int((~torch.isfinite(self.y)).sum())
+            raise DataError(
+                f"{self.name}: expected finite y, got {bad} NaN or infinite of {self.y.numel()}; "
+                "drop or impute those rows first"
+            )
 
     def __len__(self) -> int:
         return len(self.x)

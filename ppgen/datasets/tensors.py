@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def collate(data: Dataset[Any], max_items: int | None = None) -> tuple[Any, Any 
 
     Raises:
         ConfigError: an iterable data set without ``max_items``.
-        DataError: no items, or items of another form.
+        DataError: no items, items of another form, or one that could not be read; it is named.
         ShapeError: items that differ in shape.
     """
     if max_items is not None and max_items < 1:
@@ -88,12 +89,21 @@ def collate(data: Dataset[Any], max_items: int | None = None) -> tuple[Any, Any 
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         if max_items is None:
             raise ConfigError(
-                f"max_items: {type(data).__name__} is iterable and may never end; say how many items to take"
+                f"max_items: {type(data).__name__} is iterable and may never end; say how many items to "
+                "take, as in datasets.as_split(data, max_items=10_000)"
             )
-        items = list(itertools.islice(iter(data), max_items))
+        source: Iterator[Any] = itertools.islice(iter(data), max_items)
     else:
         size = len(data) if max_items is None else min(len(data), max_items)
-        items = [data[i] for i in range(size)]
+        source = (data[i] for i in range(size))
+    items: list[Any] = []
+    try:
+        items.extend(source)
+    except Exception as error:
+        raise DataError(
+            f"x: item {len(items)} of {type(data).__name__} could not be read "
+            f"({type(error).__name__}: {error}); mend or leave out that item"
+        ) from error
     if not items:
         raise DataError(f"x: expected at least one item, {type(data).__name__} has none")
     if isinstance(items[0], dict):
@@ -113,7 +123,7 @@ def collate(data: Dataset[Any], max_items: int | None = None) -> tuple[Any, Any 
 
 
 def _stack(items: list[Any], name: str) -> Any:
-    if not isinstance(items[0], Tensor):
+    if not all(isinstance(item, Tensor) for item in items):
         items = [np.asarray(item) for item in items]
     shapes = sorted({tuple(item.shape) for item in items})
     if len(shapes) > 1:
@@ -170,7 +180,8 @@ def _object_to_float(array: Any, name: str) -> Any:
         i for i in range(flat.shape[1]) if not all(isinstance(v, numeric) or v is None for v in flat[:, i])
     ]
     if bad or flat.size == 0:
-        kinds = sorted({type(flat[0, i]).__name__ for i in bad}) if flat.size else []
+        wrong = (v for i in bad for v in flat[:, i] if not (isinstance(v, numeric) or v is None))
+        kinds = sorted({type(v).__name__ for v in wrong})
         raise DataError(
             f"{name}: expected numbers, got an object array with {listed(kinds)} in column(s) {listed(bad)}; "
             "drop or encode those columns, and densify sparse matrices"

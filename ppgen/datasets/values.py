@@ -42,6 +42,10 @@ class Values:
     levels: int | None = None
 
     def __post_init__(self) -> None:
+        if self.kind not in ("real", "binary", "grid"):
+            raise ConfigError(f"kind: expected 'real', 'binary' or 'grid', got {self.kind!r}")
+        if self.kind == "binary" and self.levels not in (None, 2):
+            raise ConfigError(f"levels: binary values have 2, got {self.levels}; leave it out")
         if self.kind == "real" and self.levels is not None:
             raise ConfigError(f"levels: real values have none, got {self.levels}; leave it out")
         if self.kind == "binary":
@@ -114,12 +118,17 @@ def grid(levels: int) -> Values:
     return BINARY if levels == 2 else Values("grid", levels)
 
 
-def bridge(data: Values, model: Values) -> Callable[[Tensor], Tensor]:
+def bridge(data: Values, model: Values, name: str = "data") -> Callable[[Tensor], Tensor]:
     """The map that turns batches of ``data`` values into what a model of ``model`` values sees.
 
     It is the identity where both agree, uniform dequantisation where a density on
     the reals meets discrete data. The noise comes from torch's global generator
     (fresh noise at each call).
+
+    Args:
+        data: values of the data.
+        model: values that the model is for.
+        name: what the data are called in messages.
 
     Raises:
         DataError: a model of discrete values meets data of other values.
@@ -133,4 +142,4 @@ def bridge(data: Values, model: Values) -> Callable[[Tensor], Tensor]:
         if model.kind == "binary"
         else f"declare the data on that grid, or build the model for {data}"
     )
-    raise DataError(f"data: the model is for {model} values, the data are {data}; {hint}")
+    raise DataError(f"{name}: the model is for {model} values, the data are {data}; {hint}")

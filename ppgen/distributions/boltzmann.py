@@ -22,6 +22,7 @@ References: Smolensky 1986; Hinton 2002; Cho, Ilin & Raiko 2011 for the Gaussian
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
-from ppgen.errors import CapabilityError, ConfigError, ShapeError
-from ppgen.ops.binary import MAX_ENUMERATED, sample_bernoulli, state_bits, state_chunks
+from ppgen.errors import CapabilityError, ConfigError, ShapeError, TrainingWarning
+from ppgen.ops.binary import MAX_ENUMERATED, sample_bernoulli, softplus, state_bits, state_chunks
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ class Harmonium:
         """F(v), minus the log of the sum of exp(-E(v, h)) over h, in nats; shape ``(...)``."""
         u = self.standardised(v)
         own = -v @ self.visible_bias if self.scale is None else u.square().sum(-1) / 2
-        return own - _softplus(u @ self.weight + self.hidden_bias).sum(-1)
+        return own - softplus(u @ self.weight + self.hidden_bias).sum(-1)
 
     def hidden_free_energy(self, h: Tensor) -> Tensor:
         """Minus the log of the sum or integral of exp(-E(v, h)) over v, in nats; shape ``(...)``."""
         if self.scale is None:
-            own = _softplus(self.visible_logits(h)).sum(-1)
+            own = softplus(self.visible_logits(h)).sum(-1)
         else:
             own = (h @ self.weight.mT).square().sum(-1) / 2 + _log_volume(self.scale)
         return -h @ self.hidden_bias - own
@@ -138,11 +139,11 @@ class Harmonium:
                 "use log_likelihood"
             )
         logits = self.hidden_logits(v)
-        resting = _softplus(logits)
+        resting = softplus(logits)
         total = torch.zeros_like(v[:, 0])
         for d in range(self.num_visible):
             turn = 1 - 2 * v[:, d]
-            flipped = _softplus(logits + turn[:, None] * self.weight[d])
+            flipped = softplus(logits + turn[:, None] * self.weight[d])
             rise = -turn * self.visible_bias[d] - (flipped - resting).sum(-1)
             total = total + logsigmoid(rise)
         return total
@@ -295,12 +296,24 @@ class BoltzmannMarginal(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of h in nats, up to a constant where not ``normalised``."""
+        """Log-probability of h in nats, up to a constant where not ``normalised``.
+
+        Without log Z the gradient is not that of a likelihood: it raises every weight without end.
+        Where one is asked for, a :class:`~ppgen.errors.TrainingWarning` says so.
+        """
         if self._validate_args:
             self._validate_sample(value)
         log_density = -self.harmonium.hidden_free_energy(value)
         if self.normalised:
             log_density = log_density - self.harmonium.log_partition()
+        elif log_density.requires_grad:
+            warnings.warn(
+                "log_prob: log Z of this Boltzmann machine is beyond enumeration and taken as 0, so its "
+                "gradient and any ELBO made with it lack log Z and do not train the machine; train with "
+                "ppgen.inference.objectives.contrastive_divergence.ContrastiveDivergence",
+                TrainingWarning,
+                stacklevel=2,
+            )
         shape = torch.broadcast_shapes(log_density.shape, self.batch_shape)
         return log_density.expand(shape)
 
@@ -343,7 +356,7 @@ class _LogSumOverStates(torch.autograd.Function):
                 own, mean = drive.square().sum(-1) / 2, drive
             else:
                 drive += visible_bias
-                own, mean = _softplus(drive).sum(-1), drive
+                own, mean = softplus(drive).sum(-1), drive
             logits = own + h @ hidden_bias
             before, total = total, torch.logaddexp(total, torch.logsumexp(logits, 0))
             if wanted:
@@ -362,11 +375,6 @@ class _LogSumOverStates(torch.autograd.Function):
         """The gradient of a log normaliser: expected statistics."""
         weight, visible, hidden = ctx.saved_tensors
         return grad * weight, grad * visible if ctx.has_bias else None, grad * hidden
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), exact to rounding in float64 too (torch's own threshold of 20 errs by 2e-9)."""
-    return softplus(x, threshold=40.0)
 
 
 def _log_volume(scale: Tensor) -> Tensor:

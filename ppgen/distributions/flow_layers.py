@@ -216,9 +216,9 @@ class Gaussianise(FlowTransform):
         """Take the frequencies of ``x``, ``(N, D)``; one more datum is spread evenly over each histogram.
 
         Raises:
-            DataError: a value outside [0, 1].
+            DataError: a value outside [0, 1], or NaN.
         """
-        if bool(((x < 0) | (x > 1)).any()):
+        if not bool(((x >= 0) & (x <= 1)).all()):
             raise DataError(
                 f"x: with num_bins={self.num_bins} the data lie in [0, 1], got a range of "
                 f"[{float(x.min()):.4g}, {float(x.max()):.4g}]; rescale them, or build the flow with "
@@ -253,7 +253,8 @@ class Gaussianise(FlowTransform):
         return z, slope.sum(-1).masked_fill(~inside, -math.inf)
 
     def _bin(self, x: Tensor) -> Tensor:
-        return (x.detach() * self.num_bins).floor().clamp(0, self.num_bins - 1).long()
+        # NaN has a bin too, and stays NaN in what is computed with it.
+        return (x.detach() * self.num_bins).floor().clamp(0, self.num_bins - 1).nan_to_num(0).long()
 
     def _row_starts(self) -> Tensor:
         return torch.arange(len(self.mass), device=self.mass.device) * self.num_bins

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,15 @@ from torch import Tensor
 
 from ppgen.contract import GenerativeModel
 from ppgen.errors import CheckpointError, CheckpointWarning, ConfigError
+from ppgen.inference.trainee import find_device
 from ppgen.ops.random import forked_rng
 
 FORMAT = 1
 _KEPT = 2
+
+
+class _NewerFormatError(CheckpointError):
+    """Whole, but not for this version: going on from an older one would throw work away."""
 
 
 def write_bundle(path: Path, tree: Mapping[str, Any]) -> None:
@@ -60,11 +66,12 @@ def write_bundle(path: Path, tree: Mapping[str, Any]) -> None:
             _flush(temporary / name)
         _swap(temporary, path)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"path: could not write {path} ({error}); what stood there before is intact; "
             "free some space or choose another directory"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_bundle(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -73,10 +80,12 @@ def read_bundle(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
     Raises:
         CheckpointError: a missing, truncated or altered file, or a newer format.
     """
+    if not path.exists() and _aside(path).is_dir():
+        path = _aside(path)  # the writer was killed between its two renames
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["format"] > FORMAT:
-            raise CheckpointError(
+            raise _NewerFormatError(
                 f"path: {path} has format {manifest['format']}, this version reads up to {FORMAT}; "
                 "update ppgen"
             )
@@ -107,6 +116,21 @@ class CheckpointDirectory:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
+    def prepare(self) -> None:
+        """Make the directory.
+
+        Raises:
+            CheckpointError: nothing can be written there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint: cannot write to {self.path} ({error}); choose another directory"
+            ) from error
+
     def write(self, step: int, tree: Mapping[str, Any]) -> None:
         """Add the checkpoint of ``step`` and drop all but the newest two."""
         write_bundle(self.path / f"step-{step:010d}", tree)
@@ -119,12 +143,15 @@ class CheckpointDirectory:
         A damaged one is passed over with a :class:`~ppgen.errors.CheckpointWarning`.
 
         Raises:
-            CheckpointError: there are checkpoints, and all are damaged.
+            CheckpointError: there are checkpoints, and all are damaged, or the newest whole one is
+                of a newer format.
         """
         steps = self._steps()
         for path in reversed(steps):
             try:
                 return read_bundle(path, device)
+            except _NewerFormatError:
+                raise
             except CheckpointError as error:
                 warnings.warn(f"passed over: {error}", CheckpointWarning, stacklevel=3)
         if steps:
@@ -157,24 +184,35 @@ def save_model(model: GenerativeModel, path: str | os.PathLike[str]) -> None:
 
 
 def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> GenerativeModel:
-    """Rebuild a model that :func:`save_model` wrote, on ``device``.
+    """Rebuild a model that :func:`save_model` wrote, on ``device``, in evaluation mode.
+
+    It does not matter on which device it was saved.
 
     Only classes of modules that are installed are looked up by name; no code is read from the file.
 
     Raises:
         CheckpointError: the directory is damaged, or its class is not a generative model here.
+        DeviceError: there is no such device here.
     """
+    device = find_device(device)
     tree = read_bundle(Path(path), device)
     cls = _find_class(str(tree.get("class", "")), path)
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in tree["config"].items()}
-    with forked_rng(0):  # what the constructor draws is overwritten below
-        model: GenerativeModel = cls(**config)
+    try:
+        with forked_rng(0):  # what the constructor draws is overwritten below
+            model: GenerativeModel = cls(**config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"path: {cls.__name__} cannot be built from the arguments in {path} ({error}); "
+            "they are of another version of it"
+        ) from error
     dtype = next((t.dtype for t in tree["state"].values() if t.is_floating_point()), None)
     model.to(device=device, dtype=dtype)
     try:
         model.load_state_dict(tree["state"])
     except RuntimeError as error:
         raise CheckpointError(f"path: {path} does not fit this {cls.__name__} ({error})") from error
+    model.train(False)
     return model
 
 
@@ -231,10 +269,19 @@ def _flush(path: Path) -> None:
 
 def _swap(temporary: Path, path: Path) -> None:
     """Put ``temporary`` where ``path`` stands; directories cannot be replaced in one call."""
-    if not path.exists():
+    old = _aside(path)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    try:
         temporary.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    temporary.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where what stood at ``path`` waits while its successor moves in."""
+    return path.with_name(f".{path.name}.old")

@@ -11,8 +11,8 @@ from typing import Any, Self
 class Interrupts:
     """Within, the first SIGINT or SIGTERM only sets ``requested``; a second SIGINT interrupts at once.
 
-    Outside the main thread, where Python takes no signal handlers, it does nothing. Handlers
-    are put back on leaving.
+    Outside the main thread, where Python takes no signal handlers, it does nothing, and a signal
+    that the process ignores stays ignored. Handlers are put back on leaving.
     """
 
     def __init__(self) -> None:
@@ -22,14 +22,16 @@ class Interrupts:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a job in the background
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not set from Python and cannot be put back from there.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -15,7 +15,9 @@ class FitResult:
     Attributes:
         history: one dict an epoch: ``epoch``, ``step``, ``seconds``, ``loss`` (training, a mean per
             datum in nats where the objective is a likelihood or bound), ``validation_loss`` (or
-            ``None``), ``learning_rate``, and the objective's other figures.
+            ``None``), ``learning_rate``, and the objective's other figures. Training figures are
+            means over the data of the epoch; a step whose loss was not finite is left out, and
+            ``loss`` is ``None`` where all were.
         steps: steps taken, over all resumed runs.
         seconds: time spent training, over all resumed runs.
         best_loss: smallest validation loss; ``None`` without validation data, or where the
@@ -35,7 +37,7 @@ class FitResult:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that were completed."""
+        """Number of epochs in the history; the last of them may have been cut short by the time limit."""
         return len(self.history)
 
     @property

@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ppgen.contract import GenerativeModel
 from ppgen.datasets import as_split
+from ppgen.datasets.declare import column_warnings
 from ppgen.datasets.split import Split
-from ppgen.datasets.values import bridge
+from ppgen.datasets.tensors import as_tensor, check_finite, collate
+from ppgen.datasets.values import Values, bridge
 from ppgen.errors import ConfigError, DataError, DeviceError, ShapeError
 from ppgen.inference.objectives.base import Program
 from ppgen.inference.objectives.pair import check_pair
+
+_MANY_COLUMNS = 100  # above, collinear columns are not looked for before training
 
 
 class Trainee:
@@ -89,32 +94,84 @@ class Batches:
     context where it is conditional; discrete values meet densities through uniform dequantisation, with fresh
     noise each time. For a plain pair, a tuple holds its positional arguments, cut along the
     first dimension.
+
+    Args:
+        data: as :func:`ppgen.fit` takes them.
+        trainee: what they are for.
+        batch_size: rows a batch; ``None`` for all.
+        device: where they are kept.
+        name: the argument's name, for messages.
+
+    Attributes:
+        remarks: sentences on constant or collinear columns of real data.
     """
 
-    def __init__(self, data: Any, trainee: Trainee, batch_size: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: Any,
+        trainee: Trainee,
+        batch_size: int | None,
+        device: torch.device,
+        *,
+        name: str = "data",
+    ) -> None:
+        self.name, self.remarks = name, list[str]()
         self.context: Tensor | None = None
         self.arguments: tuple[Tensor, ...]
+        self.values: Values | None = None
         self.prepare: Callable[[Tensor], Tensor] = _same
         model = trainee.generative
         if model is not None:
-            split = as_split(data, values=None if isinstance(data, Split) else model.support)
+            split = as_split(data, name=name, values=None if isinstance(data, Split) else model.support)
             self._check_event(split, model)
-            self.prepare = bridge(split.values, model.support)
+            self.values = split.values
+            self.prepare = bridge(split.values, model.support, name)
             dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), split.x.dtype)
             self.arguments = (split.x.to(device=device, dtype=dtype),)
+            if split.values.kind == "real":
+                self.remarks = column_warnings(split.x, None, name, max_columns=_MANY_COLUMNS)
             if model.context_dim > 0:
                 if split.y is None:
-                    raise DataError("data: a conditional model needs y beside x, got none; pass (x, y)")
-                self.context = split.y.to(device)
+                    raise DataError(f"{name}: a conditional model needs y beside x, got none; pass (x, y)")
+                y = split.y.to(device)
+                self.context = y.to(dtype) if y.is_floating_point() else y
         else:
-            self.arguments = tuple(_tensor(a, i).to(device) for i, a in enumerate(_as_tuple(data)))
+            found = enumerate(_as_tuple(data))
+            self.arguments = tuple(_tensor(a, f"{name}: argument {i}").to(device) for i, a in found)
         self.size = len(self.arguments[0])
         if any(len(a) != self.size for a in self.arguments):
             raise ShapeError(
-                f"data: arguments are cut along their first dimension, which differs: "
+                f"{name}: arguments are cut along their first dimension, which differs: "
                 f"{[tuple(a.shape) for a in self.arguments]}"
             )
         self.batch_size = min(batch_size or self.size, self.size)
+        self._may_halve = model is not None and not model.has_priors
+
+    def check_like(self, train: Batches) -> None:
+        """Raise where these data are of another kind than the training data."""
+        if len(self.arguments) != len(train.arguments):
+            raise DataError(
+                f"{self.name}: the training data have {len(train.arguments)} arguments, got "
+                f"{len(self.arguments)}; pass the same ones"
+            )
+        if self.values != train.values:
+            raise DataError(
+                f"{self.name}: the training data are {train.values} values, got {self.values}; "
+                "declare both alike, or their losses mean different things"
+            )
+
+    def halve(self) -> bool:
+        """Halve the batch, where the sum over batches does not depend on it; whether that could be done."""
+        if self.batch_size == 1 or not self._may_halve:
+            return False
+        self.batch_size = -(-self.batch_size // 2)
+        torch.cuda.empty_cache()
+        return True
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All data, as they came."""
+        return self.arguments if self.context is None else (*self.arguments, self.context)
 
     @property
     def per_epoch(self) -> int:
@@ -133,7 +190,8 @@ class Batches:
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """One pass in the order that ``seed`` and ``epoch`` fix, without its first ``skip`` batches."""
         if self.batch_size == self.size:
-            yield from [self._batch(None)][skip:]
+            if skip == 0:
+                yield self._batch(None)
             return
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 62))
         order = torch.randperm(self.size, generator=generator).to(self.arguments[0].device)
@@ -148,11 +206,10 @@ class Batches:
             return args
         return (*args, self.context if rows is None else self.context[rows])
 
-    @staticmethod
-    def _check_event(split: Split, model: GenerativeModel) -> None:
+    def _check_event(self, split: Split, model: GenerativeModel) -> None:
         if split.event_shape != model.event_shape:
             raise ShapeError(
-                f"data: {type(model).__name__} is built for event_shape={tuple(model.event_shape)}, "
+                f"{self.name}: {type(model).__name__} is built for event_shape={tuple(model.event_shape)}, "
                 f"the data have {tuple(split.event_shape)}; build it with event_shape=data.event_shape"
             )
 
@@ -189,19 +246,19 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _as_tuple(data: Any) -> tuple[Any, ...]:
+    if isinstance(data, Dataset):
+        x, y = collate(data)
+        return (x,) if y is None else (x, y)
     if isinstance(data, Split):
         return (data.x,) if data.y is None else (data.x, data.y)
     return tuple(data) if isinstance(data, tuple | list) else (data,)
 
 
-def _tensor(value: Any, position: int) -> Tensor:
-    tensor = torch.as_tensor(value)
+def _tensor(value: Any, name: str) -> Tensor:
+    tensor, columns = as_tensor(value, name)
     if tensor.ndim == 0 or len(tensor) == 0:
-        raise DataError(f"data: argument {position} holds no data, got shape {tuple(tensor.shape)}")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
         raise DataError(
-            f"data: argument {position} has {bad} NaN or infinite values of {tensor.numel()}; "
-            "drop or impute them first"
+            f"{name} holds no data, got shape {tuple(tensor.shape)}; expected a first dimension of 1 or more"
         )
+    check_finite(tensor, name, columns)
     return tensor

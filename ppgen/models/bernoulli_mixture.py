@@ -31,13 +31,14 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from ppgen.contract import Kind
 from ppgen.datasets.values import BINARY, Values
 from ppgen.errors import ConfigError
 from ppgen.models.family import Family
 from ppgen.models.mixture import Mixture
+from ppgen.ops.binary import softplus
 from ppgen.ops.chunks import rows_per_chunk
 from ppgen.ops.gaussian import Moments
 

@@ -79,6 +79,7 @@ class Flow(GenerativeModel):
         first = self.transforms[0]
         if isinstance(first, Standardise | Gaussianise):
             first.fit(x.flatten(1))
+        self.initialised.fill_(True)
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Exact log p(x_n | context_n) in nats, value of shape ``(N,)``; differentiable."""

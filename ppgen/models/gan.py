@@ -69,13 +69,11 @@ class GAN(GenerativeModel):
     Attributes:
         generator: the network G(z, context), from ``(..., L)`` to ``(..., *event_shape)``.
         critic: the network D(x, context), from ``(..., *event_shape)`` to ``(...)``: a logit,
-            positive where it takes x for real.
+            positive where it takes x for real; for ``wgan_gp`` a score without a zero of its own.
 
     Raises:
         ConfigError: an unknown architecture or output, or a size below one.
     """
-
-    initialised: Tensor
 
     def __init__(
         self,
@@ -114,6 +112,8 @@ class GAN(GenerativeModel):
             critic_hidden,
             channels if conv else None,
             context_dim,
+            # A Wasserstein critic is compared with itself alone: nothing could teach it a constant.
+            constant=loss != "wgan_gp",
         )
         if output == "sigmoid":
             self.critic.loc.fill_(0.5)
@@ -225,13 +225,20 @@ class CriticNetwork(nn.Module):
         hidden: widths of the hidden layers; after the convolutions, where there are some.
         channels: channels of the convolutions at full size; ``None`` for a multi-layer perceptron.
         context_dim: number of features of the context.
+        constant: whether a constant is learnt that is added to every logit.
     """
 
     loc: Tensor
     scale: Tensor
 
     def __init__(
-        self, event_shape: torch.Size, hidden: Sequence[int], channels: int | None, context_dim: int
+        self,
+        event_shape: torch.Size,
+        hidden: Sequence[int],
+        channels: int | None,
+        context_dim: int,
+        *,
+        constant: bool = True,
     ) -> None:
         super().__init__()
         self.event_shape, self.context_dim = event_shape, context_dim
@@ -243,6 +250,8 @@ class CriticNetwork(nn.Module):
             encoder = ConvEncoder(event_shape, width, channels=channels, activation=_leaky)
             self.features, hidden = nn.Sequential(encoder, _leaky()), hidden[1:]
         self.head = mlp(width + context_dim, hidden, 1, activation=_leaky)
+        if not constant:
+            self.head[-1].register_parameter("bias", None)
         self.register_buffer("loc", torch.zeros(event_shape))
         self.register_buffer("scale", torch.ones(event_shape))
 

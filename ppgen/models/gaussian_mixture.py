@@ -12,9 +12,10 @@ r"""A mixture of Gaussians with full, tied, diagonal or spherical covariances.
     +-------------------------------------------------+
 
 The guide is the exact posterior of ``k``; the likelihood is exact. Because the likelihood of
-a mixture is unbounded (a component may shrink onto one datum), no coordinate may have a
-variance below ``min_variance``, given the coordinates before it where the covariance is full
-or tied; EM takes the exact maximum under that constraint, so it stays monotone. With
+a mixture is unbounded (a component may shrink onto one datum), no direction may have a
+variance below ``min_variance``; EM takes the exact maximum under that constraint, so it stays
+monotone. (Gradients see it coordinate by coordinate: for full and tied covariances the variance
+of each coordinate given those before it stays above ``min_variance``, a little less strict.) With
 ``prior_count`` c > 0, EM maximises the posterior density under the conjugate prior
 
 .. math:: \log p(\Sigma_k) = -\tfrac{c}{2} \left(\log|\Sigma_k|
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 
 from ppgen.contract import Kind
 from ppgen.datasets.values import REAL, Values
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, DataError
 from ppgen.models.family import Family
 from ppgen.models.mixture import Mixture
 from ppgen.ops.gaussian import Diagonal, Full, Moments, Tied, conditional, floored_tril
@@ -64,7 +65,7 @@ class GaussianMixture(Mixture):
         num_components: K.
         covariance: ``"full"``, ``"tied"`` (one full matrix for all), ``"diagonal"`` or
             ``"spherical"`` (one variance a component).
-        min_variance: ε, the least variance of a coordinate, in squared units of the data.
+        min_variance: ε, the least variance in any direction, in squared units of the data.
         prior_count: c, pseudo-data of the prior on covariances in EM; 0 is maximum likelihood.
     """
 
@@ -201,6 +202,11 @@ class GaussianMixture(Mixture):
         return excess.log() / 2
 
     def _start(self, x: Tensor, centres: Tensor, assign: Callable[[Tensor], Tensor]) -> Tensor:
+        if not bool(x.square().sum().isfinite()):
+            raise DataError(
+                f"x: squares of the data overflow {x.dtype}, the largest value is "
+                f"{float(x.abs().max()):.3g}; rescale the data"
+            )
         # The scale of the data, so that residuals from the centres are numbers of ordinary size.
         variances = x.var(0, correction=0).expand(len(self.log_scales), -1)
         if self.covariance == "spherical":

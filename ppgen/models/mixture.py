@@ -12,7 +12,6 @@ r"""What finite mixtures share: the plate, the exact posterior over components, 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 
 from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets.values import Values
-from ppgen.errors import ConfigError, ShapeError
+from ppgen.errors import ConfigError
 from ppgen.inference.em import EMStep, ExpectationMaximisation
+from ppgen.models.conditioning import observed_part
 from ppgen.ops.gaussian import Moments
 from ppgen.ops.kmeans import kmeans
 from ppgen.ops.random import forked_rng
@@ -132,26 +132,20 @@ class Mixture(GenerativeModel):
         """Exact draws of the missing coordinates given the observed ones.
 
         Args:
-            x: data, shape ``(N, *event_shape)``; what is missing is not read and may be NaN.
-            mask: True where observed, of the shape of ``x`` or of one datum.
+            x: data, shape ``(N, *event_shape)``; what is missing may hold anything, NaN too.
+            mask: bool, True where observed; broadcasts to the shape of ``x``.
             num: draws a datum.
             seed: for draws that repeat; without it torch's global generator is used.
 
         Returns:
             Shape ``(num, N, *event_shape)``, equal to ``x`` where observed.
+
+        Raises:
+            ShapeError, ConfigError, DataError: as in
+                :func:`~ppgen.models.conditioning.observed_part`.
         """
-        self.check_event(x)
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
-        if mask.dtype != torch.bool or mask.shape not in (x.shape, self.event_shape):
-            raise ShapeError(
-                f"mask: expected a bool tensor, True where observed, of shape {tuple(x.shape)} or "
-                f"{tuple(self.event_shape)}, got {mask.dtype} of shape {tuple(mask.shape)}"
-            )
-        mask = mask.expand(x.shape)
-        filled = torch.where(mask, x, torch.zeros_like(x))
-        self.support.check(filled, "x")
-        with contextlib.nullcontext() if seed is None else forked_rng(seed, self.device):
+        filled, mask = observed_part(self, x, mask, num)
+        with forked_rng(seed, self.device):
             drawn = self._draw_missing(self._flat(filled), self._flat(mask), num)
         return torch.where(mask, filled, drawn.reshape(num, *x.shape))
 
@@ -163,7 +157,7 @@ class Mixture(GenerativeModel):
 
         Raises:
             ConfigError: fewer data than components.
-            DataError: data that are not finite, or not of the model's values.
+            DataError: data that are not finite, not of the model's values, or too large to square.
         """
         flat = self._checked(x, context)
         if len(flat) < self.num_components:
@@ -191,8 +185,8 @@ class Mixture(GenerativeModel):
         parameters and loses its weight, which still cannot lower the likelihood.
 
         Raises:
-            DataError: data that are not finite, or not of the model's values. The parameters
-                stay as they were.
+            DataError: no finite likelihood, for data that are not finite, or not of the model's
+                values. The parameters stay as they were.
         """
         self.check_event(x)
         self.check_context(context)

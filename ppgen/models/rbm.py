@@ -12,7 +12,7 @@ As a directed story for Pyro the joint is written p(z) p(x | z), with z the hidd
     plate data (N)
         z ~ BoltzmannMarginal(W, b, c)              z in {0, 1}^H
         x ~ Bernoulli(logits = b + W z)             binary visible units
-        x ~ Normal(b + sigma W z, sigma)            Gaussian visible units
+        x ~ Normal(b + sigma * W z, sigma)          Gaussian visible units
     guide
         z ~ Bernoulli(logits = c + W' x)            (u in place of x for Gaussian units)
 
@@ -22,7 +22,8 @@ The guide is the exact posterior, so :math:`\log p(x, z) - \log q(z \mid x)` is
 What is exact: the posterior of the hidden units and the free energy always; log Z, the
 likelihood and independent draws where the side that can be enumerated (the smaller one for
 binary visible units, the hidden one for Gaussian) has at most 20 units. Otherwise log Z is
-taken as 0, ``density`` is ``unnormalised``, and draws are the ends of block Gibbs chains.
+taken as 0, ``density`` is ``unnormalised``, draws are the ends of block Gibbs chains, and an
+ELBO, whose gradient then lacks that of log Z, does not train the machine (it warns).
 
 Cost: free energy N D H; log Z :math:`2^{n} D H` for n enumerated units, in chunks; a Gibbs
 sweep of M chains 2 M D H.
@@ -33,8 +34,7 @@ Hinton 2010 (*A practical guide*, starting weights and biases).
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pyro
 import torch
@@ -46,6 +46,7 @@ from ppgen.datasets.values import BINARY, REAL, Values
 from ppgen.distributions.boltzmann import BoltzmannMarginal, Harmonium
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
+from ppgen.models.conditioning import observed_part
 from ppgen.models.family import Family
 from ppgen.ops.binary import sample_bernoulli
 from ppgen.ops.random import forked_rng
@@ -159,11 +160,11 @@ class RBM(GenerativeModel):
         if num < 1:
             raise ConfigError(f"num: expected a positive integer, got {num}")
         machine = self.harmonium()
-        with _seeded(seed, self.device):
+        with forked_rng(seed, self.device):
             z = self._marginal(machine, num_steps).sample((num,))
             return machine.sample_visible(z).unflatten(-1, self.event_shape)
 
-    def log_likelihood(self, x: Tensor, context: Tensor | None = None, **options: Any) -> Estimate:
+    def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Log-likelihood log p(x) in nats, shape (N,): exact, or unnormalised (minus the free energy)."""
         self.check_event(x)
         self.check_context(context)
@@ -204,7 +205,7 @@ class RBM(GenerativeModel):
         self.check_context(context)
         return self.harmonium().free_energy(x.flatten(1))
 
-    def log_partition(self, **options: Any) -> Estimate:
+    def log_partition(self) -> Estimate:
         """The log normaliser log Z, exact, a scalar in nats.
 
         Raises:
@@ -230,42 +231,40 @@ class RBM(GenerativeModel):
         mask: Tensor,
         num: int = 1,
         *,
-        num_steps: int = 1000,
+        num_steps: int | None = None,
         seed: int | None = None,
-        **options: Any,
     ) -> Tensor:
         """Draws of x with its observed coordinates held fixed, by block Gibbs with clamped units.
 
         Args:
-            x: data, shape ``(N, *event_shape)``; what is not observed may hold anything, NaN too.
-            mask: True where observed; broadcasts to x.
-            num: draws for each datum, one chain each.
-            num_steps: sweeps of each chain.
-            seed: for draws that repeat.
-            **options: none; taken so that tasks may pass what other families need.
+            x: data, shape ``(N, *event_shape)``; what is missing may hold anything, NaN too.
+            mask: bool, True where observed; broadcasts to the shape of ``x``.
+            num: draws a datum, one chain each.
+            num_steps: sweeps of each chain; ``num_gibbs_steps`` unless given.
+            seed: for draws that repeat; without it torch's global generator is used.
 
         Returns:
-            Shape ``(num, N, *event_shape)``.
+            Shape ``(num, N, *event_shape)``, equal to ``x`` where observed.
+
+        Raises:
+            ShapeError, ConfigError, DataError: as in
+                :func:`~ppgen.models.conditioning.observed_part`.
         """
-        self.check_event(x)
-        if mask.dtype != torch.bool:
-            raise ConfigError(f"mask: expected booleans, True where observed, got {mask.dtype}")
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
-        machine = self.harmonium()
-        known = mask.expand_as(x).flatten(1)
-        clamped = torch.where(known, x.flatten(1), self.start_mean).expand(num, -1, -1)
-        with _seeded(seed, self.device):
+        filled, mask = observed_part(self, x, mask, num)
+        machine, known = self.harmonium(), mask.flatten(1)
+        clamped = torch.where(known, filled.flatten(1), self.start_mean).expand(num, -1, -1)
+        with forked_rng(seed, self.device):
             start = clamped if machine.scale is not None else sample_bernoulli(clamped)
             h = machine.sample_hidden(torch.where(known, clamped, start))
-            v, _ = machine.gibbs(h, num_steps, clamped=clamped, mask=known)
+            steps = self.num_gibbs_steps if num_steps is None else num_steps
+            v, _ = machine.gibbs(h, steps, clamped=clamped, mask=known)
         return v.unflatten(-1, self.event_shape)
 
     def gibbs(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
         """Data ``num_steps`` sweeps of block Gibbs (h given x, then x given h) further on; like x."""
         self.check_event(x)
         machine = self.harmonium()
-        with _seeded(seed, self.device):
+        with forked_rng(seed, self.device):
             v, _ = machine.gibbs(machine.sample_hidden(x.flatten(1)), num_steps)
         return v.reshape(x.shape)
 
@@ -295,6 +294,7 @@ class RBM(GenerativeModel):
                 self.visible_bias.copy_(mean)
                 self.log_scale.copy_(v.std(0, correction=0).clamp_min(1e-3).log())
             self.start_mean.copy_(mean)
+            self.initialised.fill_(True)
 
     def default_objective(self) -> ContrastiveDivergence:
         """Persistent contrastive divergence: 100 chains, one sweep a step."""
@@ -312,16 +312,12 @@ class RBM(GenerativeModel):
             num_steps = self.num_gibbs_steps
         return BoltzmannMarginal(machine, start_mean=self.start_mean, num_steps=num_steps)
 
-    def _emission(self, machine: Harmonium, z: Tensor) -> Any:
+    def _emission(self, machine: Harmonium, z: Tensor) -> dist.TorchDistribution:
         means = machine.visible_logits(z).unflatten(-1, self.event_shape)
         dims = len(self.event_shape)
         if machine.scale is None:
             return dist.Bernoulli(logits=means).to_event(dims)
         return dist.Normal(means, machine.scale.view(self.event_shape)).to_event(dims)
-
-
-def _seeded(seed: int | None, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if seed is None else forked_rng(seed, device)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

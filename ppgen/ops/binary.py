@@ -1,4 +1,4 @@
-r"""Vectors of zeros and ones: all of them in order, and random ones.
+r"""Vectors of zeros and ones: all of them in order, random ones, and the normaliser of their law.
 
 State ``s`` of ``n`` units is the binary numeral of s, lowest bit first: unit i is bit i.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ppgen.errors import ConfigError
 
@@ -78,3 +79,8 @@ def sample_bernoulli(probs: Tensor) -> Tensor:
     on a CPU than ``torch.bernoulli``.
     """
     return torch.gt(probs, torch.rand_like(probs)).to(probs.dtype)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact to rounding in float64 too (torch's own threshold of 20 errs by 2e-9)."""
+    return functional.softplus(x, threshold=40.0)

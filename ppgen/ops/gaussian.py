@@ -26,8 +26,6 @@ from torch import Tensor
 from ppgen.ops.chunks import rows_per_chunk
 
 TOLERANCE = 1e-3
-# From rounding error up to a jitter of the matrix' own size, in double precision.
-_DECADES = 17
 Assign = Callable[[Tensor], Tensor]
 
 
@@ -221,38 +219,36 @@ class Tied:
 
 
 def floored_tril(covariances: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    r"""Cholesky factors with every pivot's square at least ``floor``.
+    r"""Cholesky factors of covariances whose eigenvalues are raised to ``floor``.
 
-    With :math:`S = T D T^\top` (T unit lower triangular, D diagonal), the factor is
-    :math:`T \max(D, \epsilon)^{1/2}`: of all Gaussians in which each coordinate keeps a variance
-    of :math:`\epsilon` or more given those before it, the likeliest under a sample covariance S.
-    A matrix that is singular to working precision gets the least jitter, a power of ten times
-    its rounding error, that gives it a factor.
+    :math:`U \max(\Lambda, \epsilon) U^\top` is, of all Gaussians with a variance of :math:`\epsilon`
+    or more in every direction, the likeliest under a sample covariance
+    :math:`S = U \Lambda U^\top`, which may be singular. (A floor on the pivots alone would not do:
+    below a pivot that is mere rounding error the rest of its column is arbitrarily large.)
 
     Args:
-        covariances: positive semi-definite, shape ``(K, D, D)``.
+        covariances: positive semi-definite to rounding, finite, shape ``(K, D, D)``.
         floor: :math:`\epsilon`.
 
     Returns:
-        Factors ``(K, D, D)``, and a mask ``(K,)`` of the matrices that had collapsed: a pivot
-        below a tenth of ``floor``, or jitter was needed.
+        Factors ``(K, D, D)``, whose pivots are at least :math:`\sqrt\epsilon`, and a mask ``(K,)`` of
+        the matrices that had collapsed: an eigenvalue below a tenth of ``floor``.
     """
+    identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
     trils, info = torch.linalg.cholesky_ex(covariances)
-    jittered = info > 0
-    if bool(jittered.any()):
-        identity = torch.eye(covariances.shape[-1], dtype=trils.dtype, device=trils.device)
-        jitter = torch.finfo(trils.dtype).eps * covariances.diagonal(dim1=-2, dim2=-1).amax(-1)
-        jitter = jitter.clamp_min(torch.finfo(trils.dtype).eps * floor)
-        for _ in range(_DECADES):
-            jitter = 10 * jitter
-            again, failed = torch.linalg.cholesky_ex(covariances + jitter[:, None, None] * identity)
-            trils = torch.where((info > 0)[:, None, None], again, trils)
-            info = torch.where(info > 0, failed, info)
-            if not bool((info > 0).any()):
-                break
-    pivots = trils.diagonal(dim1=-2, dim2=-1)
-    collapsed = jittered | (pivots.square() < floor / 10).any(-1)
-    return trils * (pivots.clamp_min(math.sqrt(floor)) / pivots)[:, None, :], collapsed
+    # No eigenvalue is below the floor just where this has a factor too.
+    low = (torch.linalg.cholesky_ex(covariances - floor * identity).info > 0) | (info > 0)
+    collapsed = torch.zeros_like(low)
+    if bool(low.any()):
+        values, vectors = torch.linalg.eigh(covariances[low])
+        collapsed[low] = (values < floor / 10).any(-1)
+        # A QR factor needs no positive definite product, which rounding might deny.
+        roots = values.clamp_min(floor).sqrt()[..., None] * vectors.mT
+        upper = torch.linalg.qr(roots, mode="r").R
+        signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(upper.dtype)
+        trils[low] = (signs[..., None] * upper).mT
+    trils.diagonal(dim1=-2, dim2=-1).clamp_(min=math.sqrt(floor))
+    return trils, collapsed
 
 
 @dataclass(frozen=True)

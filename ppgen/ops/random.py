@@ -9,13 +9,17 @@ import torch
 
 
 @contextlib.contextmanager
-def forked_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+def forked_rng(seed: int | None, device: torch.device | str = "cpu") -> Iterator[None]:
     """Within, torch draws from ``seed``; after, its global generators go on as if nothing had been.
 
     Args:
-        seed: seed of the CPU generator and of ``device``'s.
+        seed: seed of the CPU generator and of ``device``'s; with ``None`` nothing is forked, and the
+            global generators are drawn from.
         device: the device whose generator is used inside, beside the CPU's.
     """
+    if seed is None:
+        yield
+        return
     device = torch.device(device)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

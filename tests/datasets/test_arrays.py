@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ppgen import datasets
-from ppgen.datasets import BINARY, REAL, DataSet, Split, Values, grid
+from ppgen.datasets import BINARY, REAL, DataSet, Split, Values, as_split, from_arrays, grid
 from ppgen.datasets.partition import partition
 from ppgen.errors import ConfigError, DataError, DataWarning, ShapeError
 
@@ -397,3 +397,55 @@ def test_as_split_spares_the_callers_tensor() -> None:
     split = datasets.as_split(x)
     assert not split.x.requires_grad
     assert torch.equal(split.x, x.detach())
+
+
+class Torn(Dataset[Any]):
+    """Its fourth item cannot be read."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 3:
+            raise ValueError("truncated image")
+        return torch.zeros(2)
+
+
+class TornStream(IterableDataset[Any]):
+    """It breaks off after two items."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield torch.zeros(2)
+        yield torch.zeros(2)
+        raise ConnectionError("lost")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (Torn(), {}, "item 3 of Torn could not be read .ValueError: truncated image"),
+        (TornStream(), {"max_items": 5}, "item 2 of TornStream could not be read .ConnectionError: lost"),
+        (DataLoader(Torn()), {}, r"got a torch DataLoader; pass its dataset \(loader.dataset\)"),
+    ],
+)
+def test_an_item_that_cannot_be_read_is_named(data: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        from_arrays(data, **options)
+    with pytest.raises(DataError, match=message):
+        as_split(data, **options)
+
+
+def test_items_before_a_torn_one_can_be_taken() -> None:
+    assert len(as_split(Torn(), max_items=3)) == 3
+
+
+def test_an_object_array_names_the_type_that_is_no_number() -> None:
+    mixed = np.array([[1, 2.0], [3, "four"]], dtype=object)
+    with pytest.raises(DataError, match=r"object array with str in column\(s\) 1"):
+        as_split(mixed)
+
+
+def test_a_table_whose_columns_are_all_constant() -> None:
+    with pytest.warns(DataWarning, match=r"column\(s\) 0, 1, 2 are constant"):
+        found = from_arrays(np.full((20, 3), 0.5))
+    assert len(found.train) == 16, "a warning: the data are there"

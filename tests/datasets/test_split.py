@@ -108,3 +108,12 @@ def test_binarised_data_set() -> None:
     assert data.description == "Three levels. Binarised at x >= 0.75."
     assert data.truth is None
     assert data.test.x.tolist() == [[0, 0, 1]]
+
+
+def test_types_and_labels_that_no_model_can_take_are_refused() -> None:
+    with pytest.raises(DataError, match=r"floating-point type, got torch.int64; use x.float\(\)"):
+        Split(torch.ones(3, 2, dtype=torch.int64), values=BINARY)
+    with pytest.raises(DataError, match=r"at least one datum, got shape \(3, 0\)"):
+        Split(torch.ones(3, 0))
+    with pytest.raises(DataError, match="finite y, got 1 NaN or infinite of 3"):
+        Split(torch.ones(3, 2), torch.tensor([0.0, torch.nan, 1.0]))

@@ -110,10 +110,12 @@ def test_names_and_equality() -> None:
     assert BINARY.levels == 2
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("grid", None), ("grid", 1), ("real", 4)])
+@pytest.mark.parametrize(
+    ("kind", "levels"), [("grid", None), ("grid", 1), ("real", 4), ("binary", 3), ("count", 9)]
+)
 def test_values_that_make_no_sense(kind: Any, levels: int | None) -> None:
     """The message names the argument."""
-    with pytest.raises(ConfigError, match="levels"):
+    with pytest.raises(ConfigError, match="kind" if kind == "count" else "levels"):
         Values(kind, levels)
 
 
@@ -130,6 +132,11 @@ def test_check_names_what_is_wrong(values: Values, x: list[float], message: str)
     """Count and range are in the message, and what to do."""
     with pytest.raises(DataError, match=message):
         values.check(torch.tensor(x), "pixels")
+
+
+def test_bridge_names_the_data() -> None:
+    with pytest.raises(DataError, match="validation: the model is for binary values, the data are real"):
+        bridge(REAL, BINARY, "validation")
 
 
 def test_bridge() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppgen.distributions.boltzmann import BoltzmannMarginal, Harmonium
-from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.errors import CapabilityError, ConfigError, ShapeError, TrainingWarning
 from ppgen.ops.binary import binary_states, sample_bernoulli, state_chunks
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_mean, assert_same_distribution
@@ -273,6 +274,21 @@ def test_beyond_enumeration() -> None:
     assert machine(30, 20).enumerable
     assert machine(20, 30).enumerable
     assert not machine(2, 21, gaussian=True).enumerable
+
+
+def test_a_gradient_without_log_z_is_warned_of() -> None:
+    weight = torch.zeros(21, 22, requires_grad=True)
+    for size, warned in ((21, True), (2, False)):
+        harmonium = Harmonium(weight[:size], torch.zeros(size), torch.zeros(22))
+        marginal = BoltzmannMarginal(harmonium, num_steps=1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with torch.no_grad():
+                marginal.log_prob(torch.zeros(3, 22))
+            assert not caught
+            marginal.log_prob(torch.zeros(3, 22))
+        assert [w.category for w in caught] == [TrainingWarning] * warned
+        assert not warned or "ContrastiveDivergence" in str(caught[0].message)
 
 
 def test_shapes_and_numbers_are_checked() -> None:

@@ -210,6 +210,15 @@ def test_gaussianise_is_finite_on_the_border_and_impossible_outside() -> None:
     assert outside.tolist() == [-float("inf")] * 2
 
 
+def test_gaussianise_of_nan_is_nan() -> None:
+    layer = Gaussianise(2, 4)
+    x = torch.tensor([[float("nan"), 0.5]])
+    flow = FlowDistribution([layer], torch.zeros(2), (2,), validate_args=False)
+    assert bool(flow.log_prob(x).isnan().all())
+    with pytest.raises(DataError, match="nan"):
+        layer.fit(x)
+
+
 def test_gaussianise_names_what_is_wrong_with_its_arguments() -> None:
     with pytest.raises(DataError, match=r"range of \[0, 2\]"):
         Gaussianise(1, 4).fit(torch.tensor([[0.0], [2.0]]))

@@ -96,3 +96,16 @@ def test_the_lean_normal_is_pyros(with_scale: bool) -> None:
     assert torch.allclose(ours, theirs, atol=1e-6)
     with pytest.raises(ValueError, match="scale"):
         DiagonalNormal(loc, -scale, validate_args=True)
+
+
+@pytest.mark.parametrize("scales", [(True, True), (True, False), (False, True), (False, False)])
+def test_the_divergence_of_lean_normals_is_pyros(scales: tuple[bool, bool]) -> None:
+    pairs = []
+    for with_scale in scales:
+        loc, scale = torch.randn(5, 3), torch.rand(5, 3) + 0.3
+        peer = dist.Normal(loc, scale if with_scale else torch.ones(5, 3)).to_event(1)
+        pairs.append((DiagonalNormal(loc, scale if with_scale else None), peer))
+    (p, p_peer), (q, q_peer) = pairs
+    divergence = torch.distributions.kl_divergence(p, q)
+    assert divergence.shape == (5,)
+    assert torch.allclose(divergence, torch.distributions.kl_divergence(p_peer, q_peer), atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ppgen
-from ppgen.errors import CheckpointError, CheckpointWarning, ConfigError
+from ppgen.errors import CheckpointError, CheckpointWarning, ConfigError, DeviceError
 from ppgen.inference import checkpoint
 from ppgen.inference.checkpoint import CheckpointDirectory, read_bundle, write_bundle
 from ppgen.models import VAE
@@ -156,3 +156,76 @@ def test_arguments_that_json_cannot_hold_are_named(tmp_path: Path) -> None:
 def test_a_missing_directory_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         ppgen.load(tmp_path / "nowhere")
+
+
+def test_a_newer_checkpoint_is_not_passed_over_for_an_older_one(tmp_path: Path) -> None:
+    directory = CheckpointDirectory(tmp_path)
+    directory.write(1, {"step": 1})
+    directory.write(2, {"step": 2})
+    manifest = tmp_path / "step-0000000002" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {checkpoint.FORMAT}', '"format": 99'))
+    with pytest.raises(CheckpointError, match=r"step-0000000002 has format 99.*update ppgen"):
+        directory.read_latest()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_failed_rename_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(tmp_path / "a", {"step": 1})
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(CheckpointError, match=r"Input/output error.*intact"):
+            write_bundle(tmp_path / "a", {"step": 2})
+    assert read_bundle(tmp_path / "a")["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_writer_killed_between_its_renames_leaves_the_old_one_readable(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "a", {"step": 1})
+    (tmp_path / "a").rename(checkpoint._aside(tmp_path / "a"))
+    assert read_bundle(tmp_path / "a")["step"] == 1
+    write_bundle(tmp_path / "a", {"step": 2})
+    assert read_bundle(tmp_path / "a")["step"] == 2
+
+
+def test_an_interrupt_while_writing_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_bundle(tmp_path / "a", {"step": 1})
+    monkeypatch.setattr(checkpoint, "save_file", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(tmp_path / "a", {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert read_bundle(tmp_path / "a")["step"] == 1
+
+
+def test_a_loaded_model_is_in_evaluation_mode_on_a_device_that_exists(tmp_path: Path) -> None:
+    ppgen.save(VAE((3,), latent_dim=2, hidden=(4,)), tmp_path / "vae")
+    assert not ppgen.load(tmp_path / "vae").training
+    with pytest.raises(DeviceError, match="'quantum'"):
+        ppgen.load(tmp_path / "vae", device="quantum")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_loading_onto_cuda_that_is_absent(tmp_path: Path) -> None:
+    ppgen.save(VAE((3,), latent_dim=2, hidden=(4,)), tmp_path / "vae")
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        ppgen.load(tmp_path / "vae", device="cuda")
+
+
+def test_arguments_of_another_version_are_said_so(tmp_path: Path) -> None:
+    ppgen.save(VAE((3,), latent_dim=2, hidden=(4,)), tmp_path / "vae")
+    tree = read_bundle(tmp_path / "vae")
+    for change, match in (({"flavour": 1}, "flavour"), ({"latent_dim": 5}, "does not fit this VAE")):
+        write_bundle(tmp_path / "other", tree | {"config": tree["config"] | change})
+        with pytest.raises(CheckpointError, match=match):
+            ppgen.load(tmp_path / "other")

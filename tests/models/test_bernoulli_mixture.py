@@ -123,6 +123,15 @@ def test_without_smoothing_nothing_is_infinite() -> None:
     assert torch.isfinite(model.log_likelihood(1 - x).value).all()
 
 
+def test_certain_pixels_are_exact_to_rounding() -> None:
+    model = mixture((3,))
+    with torch.no_grad():
+        model.pixel_logits.fill_(25.0)
+    x = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
+    expected = 2 * -math.log1p(math.exp(-25.0)) - 25.0 - math.log1p(math.exp(-25.0))
+    assert float(model.log_likelihood(x).value.detach()) == pytest.approx(expected, rel=0, abs=1e-13)
+
+
 def test_bad_arguments_are_named() -> None:
     with forked_rng(0):
         model = BernoulliMixture((3,), num_components=2)

@@ -306,7 +306,9 @@ def test_initialise_standardises_and_gaussianises(family: Class) -> None:
         flat = family((3,), num_layers=2, hidden=(8,))
         bounded = family((3,), num_layers=2, hidden=(8,), num_bins=8)
     x = (10 + 5 * uniform(500, 3)).float()
+    assert not flat.initialised
     flat.initialise(x)
+    assert flat.initialised
     z, _ = flat.layers[0].pull(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(3), rtol=0, atol=1e-4)

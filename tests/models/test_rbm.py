@@ -284,6 +284,7 @@ def test_start_matches_the_datas_moments() -> None:
         y = 3 + 2 * torch.randn(500, 2, 2)
         binary, gaussian = RBM((2, 2), num_hidden=2), RBM((2, 2), num_hidden=2, visible="gaussian")
     binary.initialise(x)
+    assert binary.initialised
     torch.testing.assert_close(binary.visible_bias.sigmoid(), (x.flatten(1).sum(0) + 1) / 502)
     assert bool(torch.isfinite(binary.visible_bias).all())
     gaussian.initialise(y)
@@ -314,10 +315,8 @@ def test_arguments_are_checked(options: dict[str, Any], match: str) -> None:
 
 def test_calls_are_checked() -> None:
     rbm, x = machine(), torch.zeros(1, 2, 2, dtype=torch.float64)
-    with pytest.raises(ConfigError, match="mask"):
-        rbm.condition(x, torch.ones(2, 2))
-    with pytest.raises(ConfigError, match="num"):
-        rbm.condition(x, torch.ones(2, 2, dtype=torch.bool), 0)
+    with pytest.raises(TypeError, match="nun_steps"):
+        rbm.condition(x, torch.ones(2, 2, dtype=torch.bool), nun_steps=3)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="num"):
         rbm.sample(0, num_steps=3)
     with pytest.raises(ConfigError, match="num_steps"):

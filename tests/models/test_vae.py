@@ -6,14 +6,28 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
 from ppgen.contract import Kind
+from ppgen.datasets.values import BINARY, REAL, grid
 from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.inference.svi import fit
 from ppgen.models import VAE
+from ppgen.models.vae import FAMILY
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_close_to, assert_mean
 
@@ -192,3 +206,60 @@ def test_a_collapsed_posterior_is_reported() -> None:
     exact = linear_vae()
     exact_guide(exact)
     assert not exact.default_objective().diagnose(exact.model, exact.guide, exact.sample(500, seed=3))
+
+
+def test_pyros_mean_field_estimator_takes_the_divergence_in_closed_form() -> None:
+    """With an encoder that has no say and a decoder that has none, every draw gives one number."""
+    vae = VAE((2,), latent_dim=2, hidden=())
+    network: Any = vae.decoder
+    with torch.no_grad():
+        network[-1].weight.zero_()
+    x = torch.randn(6, 2)
+    with forked_rng(1):
+        first, second = (TraceMeanField_ELBO().loss(vae.model, vae.guide, x) for _ in range(2))
+    assert first == pytest.approx(second, rel=1e-6)
+    with forked_rng(1):  # the planted defect: a divergence by Monte Carlo differs from draw to draw
+        first, second = (Trace_ELBO().loss(vae.model, vae.guide, x) for _ in range(2))
+    assert first != pytest.approx(second, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        TraceEnum_ELBO(max_plate_nesting=1),
+        TraceGraph_ELBO(),
+        RenyiELBO(alpha=0.5, num_particles=3),
+        ReweightedWakeSleep(num_particles=3, vectorize_particles=False),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_pyros_other_estimators_train_the_pair(estimator: Any) -> None:
+    vae = VAE((3,), latent_dim=2, hidden=(8,))
+    before = [p.detach().clone() for p in vae.parameters()]
+    svi = SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": 1e-2}), estimator)
+    svi.step(torch.randn(8, 3))
+    assert all(not torch.equal(p, old) for p, old in zip(vae.parameters(), before, strict=True))
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_a_plate_outside_repeats_the_pair() -> None:
+    vae = VAE((3,), latent_dim=2, hidden=(8,))
+    x = torch.randn(5, 3)
+    with pyro.validation_enabled(True), pyro.plate("outer", 4, dim=-2):
+        guide: Any = poutine.trace(vae.guide).get_trace(x)
+        trace: Any = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
+        assert vae.model(num=6).shape == (4, 6, 3)
+    trace.compute_log_prob()
+    assert guide.nodes["z"]["value"].shape == (4, 5, 2)
+    assert trace.nodes["x"]["log_prob"].shape == (4, 5)
+
+
+def test_the_likelihood_follows_the_number_of_levels() -> None:
+    for values, likelihood in (
+        (BINARY, "bernoulli"),
+        (grid(17), "categorical"),
+        (grid(256), "discretised_logistic"),
+        (REAL, "gaussian"),
+    ):
+        built: Any = FAMILY.build(torch.Size((1, 4, 4)), values)
+        assert built.likelihood == likelihood

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 import ppgen
@@ -96,6 +100,203 @@ def test_shared_latents_give_the_evidence_of_all_data() -> None:
     truth = dist.MultivariateNormal(torch.zeros(10), covariance).log_prob(x)
     assert estimate.value.shape == ()
     assert_close_to(estimate.value, truth, estimate.std_error)
+
+
+def shared_k(x: Tensor | None = None, num: int | None = None) -> Tensor:
+    k = pyro.sample("k", dist.Bernoulli(0.3))
+    with pyro.plate("data", num or 1 if x is None else len(x)):
+        return pyro.sample("x", dist.Normal(3 * k, 1.0), obs=x)
+
+
+def test_a_shared_discrete_latent_gives_the_exact_evidence_of_all_data() -> None:
+    x = torch.randn(6)
+    estimate = ppgen.wrap(shared_k).log_likelihood(x)
+    each = [math.log(w) + dist.Normal(m, 1.0).log_prob(x).sum() for w, m in ((0.7, 0.0), (0.3, 3.0))]
+    assert estimate.kind is Kind.EXACT
+    assert estimate.value.shape == ()
+    assert torch.allclose(estimate.value, torch.stack(each).logsumexp(0), atol=1e-4)
+
+
+def test_a_shared_latent_is_known_by_its_plate_not_by_its_size() -> None:
+    """As many shared components as data: they stay shared."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("components", 3):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("components", 3):
+            pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    x = torch.zeros(3)
+    estimate = ppgen.wrap(model, guide).log_likelihood(x, num_particles=4000)
+    truth = dist.MultivariateNormal(torch.zeros(3), torch.eye(3) + 3).log_prob(x)
+    assert estimate.value.shape == ()
+    assert_close_to(estimate.value, truth, estimate.std_error)
+
+
+def test_discrete_latents_that_the_guide_draws_give_a_bound() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("j", dist.Bernoulli(0.3 + 0.4 * k))
+
+    x = ppgen.wrap(mixture).sample(20, seed=1)
+    estimate = ppgen.wrap(mixture, guide).log_likelihood(x, num_particles=5000)
+    assert estimate.kind is Kind.LOWER_BOUND
+    assert_close_to(estimate.value, ppgen.wrap(mixture).log_likelihood(x).value, estimate.std_error)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_discrete_latents_are_summed_out_beside_a_guide(shared: bool) -> None:
+    def model(x: Tensor | None = None, num: int | None = None) -> Tensor:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0)) if shared else 0.0
+        with pyro.plate("data", num or 1 if x is None else len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(mu + 3 * k, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        if shared:
+            pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.7, 1.0))
+
+    x = torch.tensor([0.5, 2.0])
+    estimate = ppgen.wrap(model, guide).log_likelihood(x, num_particles=3000)
+    if not shared:
+        each = [math.log(w) + dist.Normal(m, math.sqrt(2)).log_prob(x) for w, m in ((0.7, 0.0), (0.3, 3.0))]
+        truth = torch.stack(each).logsumexp(0)
+    else:
+        joint = dist.MultivariateNormal(torch.zeros(2), 2 * torch.eye(2) + 1)
+        weights = [0.7, 0.3]
+        terms = [
+            math.log(weights[i] * weights[j]) + joint.log_prob(x - 3 * torch.tensor([i, j]))
+            for i in (0, 1)
+            for j in (0, 1)
+        ]
+        truth = torch.stack(terms).logsumexp(0)
+    assert estimate.kind is Kind.LOWER_BOUND
+    assert estimate.value.shape == truth.shape
+    assert_close_to(estimate.value, truth, estimate.std_error)
+
+
+def test_a_chain_of_discrete_latents_is_summed_over_all_paths() -> None:
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+
+    def chain(x: Tensor | None = None, num: int | None = None, *, length: int = 3) -> None:
+        with pyro.plate("data", num or 1 if x is None else len(x)):
+            k = torch.tensor(0)
+            for t in pyro.plate("time", length):
+                k = pyro.sample(f"k{t}", dist.Categorical(transition[k]))
+                pyro.sample(f"x{t}", dist.Normal(2.0 * k, 1.0), obs=None if x is None else x[:, int(t)])
+
+    x = torch.randn(5, 3)
+    wrapped = ppgen.wrap(chain, site="x0")
+    paths = []
+    for path in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
+        before = [0, *path[:-1]]
+        log_p = sum(math.log(float(transition[int(a)][int(b)])) for a, b in zip(before, path, strict=True))
+        paths.append(log_p + sum(dist.Normal(2.0 * k, 1.0).log_prob(x[:, t]) for t, k in enumerate(path)))
+    estimate = wrapped.log_likelihood(x)
+    assert estimate.kind is Kind.EXACT
+    assert torch.allclose(estimate.value, torch.stack(paths).logsumexp(0), atol=1e-5)
+    assert wrapped.sample(4, seed=1).shape == (4,)  # the model returns nothing: the data site's values
+    with pytest.raises(CapabilityError, match="too many joint states"):
+        ppgen.wrap(functools.partial(chain, length=30), site="x0").log_likelihood(torch.zeros(2, 30))
+
+
+def test_a_datum_spread_over_plates_is_refused_and_never_misread() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("pixels", 3, dim=-1):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    for num in (3, 5):  # 3: as many data as pixels
+        wrapped = ppgen.wrap(model, example=torch.zeros(num, 3))
+        with pytest.raises(CapabilityError, match=r"spans the plates .*to_event"):
+            wrapped.log_likelihood(torch.zeros(num, 3))
+
+
+def test_deterministic_and_factor_sites_are_no_data() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.deterministic("loc", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.factor("tilt", torch.full((len(x),), -0.5))
+            pyro.sample("pixels", dist.Normal(loc, 1.0), obs=x)
+
+    x = torch.randn(4)
+    wrapped = ppgen.wrap(model)
+    assert torch.allclose(wrapped.log_likelihood(x).value, dist.Normal(1.0, 1.0).log_prob(x) - 0.5)
+    assert wrapped.site == "pixels"
+
+
+class Bell(PyroModule):
+    loc: Any
+    scale: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = PyroParam(torch.zeros(1))
+        self.scale = PyroParam(torch.ones(1), constraint=dist.constraints.positive)
+
+    def forward(self, x: Tensor | None = None, num: int | None = None) -> Tensor:
+        with pyro.plate("data", num or 1 if x is None else len(x)):
+            return pyro.sample("x", dist.Normal(self.loc, self.scale).to_event(1), obs=x)
+
+
+def test_pyro_modules_of_one_class_stay_apart_and_out_of_the_global_store() -> None:
+    first, second = (ppgen.wrap(Bell(), example=torch.zeros(1, 1)) for _ in range(2))
+    x = 2 * torch.randn(200, 1) + 3
+    options: dict[str, Any] = {"epochs": 400, "batch_size": None, "device": "cpu", "progress": False}
+    ppgen.fit(first, x, learning_rate=0.05, **options)
+    fitted: Any = first.user_model
+    assert torch.allclose(fitted.loc, x.mean(0), atol=0.05)
+    assert torch.allclose(fitted.scale, x.std(0), atol=0.05)
+    zero = torch.zeros(1, 1)
+    assert float(second.log_likelihood(zero).value) == pytest.approx(-0.5 * math.log(2 * math.pi), abs=1e-6)
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_modules_that_have_run_before_can_be_wrapped() -> None:
+    guide = AutoNormal(latent_model)
+    x = torch.randn(5)
+    Trace_ELBO().loss(latent_model, guide, x)
+    pyro.clear_param_store()
+    bell = Bell()
+    bell(torch.zeros(2, 1))
+    pyro.clear_param_store()
+    assert len(list(ppgen.wrap(latent_model, guide).parameters())) == 2
+    assert ppgen.wrap(latent_model, guide).log_likelihood(x).kind is Kind.LOWER_BOUND
+    assert ppgen.wrap(bell).log_likelihood(torch.zeros(2, 1)).kind is Kind.EXACT
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_methods_bring_the_parameters_of_their_module() -> None:
+    class Machine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(1))
+
+        def model(self, x: Tensor | None = None, num: int | None = None, context: Any = None) -> Tensor:
+            with pyro.plate("data", num or 1 if x is None else len(x)):
+                z = pyro.sample("z", dist.Normal(context, 1.0).to_event(1))
+                return pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+        def guide(self, x: Tensor, context: Any = None) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc + (4 * x + context) / 5, 0.5).to_event(1))
+
+    machine = Machine()
+    wrapped = ppgen.wrap(machine.model, machine.guide)
+    assert list(wrapped.parameters()) == [machine.loc]
+    assert list(wrapped.state_dict()) == ["user_model.loc"]
+    x, context = torch.randn(6, 1), torch.randn(6, 1)
+    estimate = wrapped.log_likelihood(x, context, num_particles=3000)
+    truth = dist.Normal(context, math.sqrt(1.25)).log_prob(x)[:, 0]
+    assert_close_to(estimate.value, truth, estimate.std_error)
+    assert wrapped.sample(6, context, seed=1).shape == (6, 1)
 
 
 def test_enumerated_models_train_through_the_trainer() -> None:

@@ -117,10 +117,31 @@ def test_floored_tril_is_the_likeliest_with_that_floor() -> None:
         whitened = torch.linalg.solve_triangular(tril, torch.linalg.cholesky(sample), upper=False)
         return -tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) - 0.5 * whitened.square().sum((-2, -1))
 
-    others = (best + 0.05 * noise.tril()).tril()
-    diagonal = others.diagonal(dim1=-2, dim2=-1)
-    others = others + torch.diag_embed(diagonal.clamp_min(floor**0.5) - diagonal)
+    values, vectors = torch.linalg.eigh(best @ best.T + 0.02 * (noise + noise.mT))
+    allowed = (vectors * values.clamp_min(floor)[:, None]) @ vectors.mT
+    others = torch.linalg.cholesky(allowed)
     assert (log_likelihood(others) <= log_likelihood(best)).all()
+    assert torch.linalg.eigvalsh(best @ best.T).min() >= floor * (1 - 1e-9)
+
+
+def test_a_floor_leaves_larger_variances_alone() -> None:
+    _, _, covariances = components("full")
+    trils, collapsed = floored_tril(covariances, 1e-6)
+    torch.testing.assert_close(trils, torch.linalg.cholesky(covariances))
+    assert not collapsed.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_pivot_of_rounding_error_does_not_blow_up_its_column(dtype: torch.dtype) -> None:
+    # The second coordinate is the first but for rounding error, of which the third has some as well.
+    noise = 4 * torch.finfo(dtype).eps
+    sample = torch.tensor([[0.25, 0.25, 0.1], [0.25, 0.25, 0.1], [0.1, 0.1, 0.5]], dtype=dtype)
+    sample[1, 1] += noise
+    sample[1, 2] += 0.1 * noise**0.5
+    sample[2, 1] += 0.1 * noise**0.5
+    tril, collapsed = floored_tril(sample[None], 1e-5)
+    assert collapsed.all()
+    torch.testing.assert_close(tril[0] @ tril[0].T, sample, rtol=0, atol=2e-5)
 
 
 def test_singular_matrices_get_a_factor() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppgen.datasets import load
 from ppgen.datasets.split import DataSet
-from ppgen.errors import ConfigError
-from ppgen.inference import svi
+from ppgen.errors import ConfigError, DataError, DataWarning
 from ppgen.inference.checkpoint import load_model
+from ppgen.inference.run import Run
+from ppgen.inference.svi import fit
 from ppgen.models.family import Family
 from ppgen.report.survey import SurveyResult, survey
 from ppgen.report.table import Row, read_table
@@ -179,7 +182,7 @@ def test_an_interrupted_training_goes_on_to_the_same_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = by_name(run(tmp_path / "whole", FAMILIES[:1]))["plain"]
-    original = svi._Run._end_epoch
+    original = Run._end_epoch
     ended: list[int] = []
 
     def press(self: Any) -> None:
@@ -188,7 +191,7 @@ def test_an_interrupted_training_goes_on_to_the_same_figures(
         if len(ended) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(svi._Run, "_end_epoch", press)
+    monkeypatch.setattr(Run, "_end_epoch", press)
     stopped = by_name(run(tmp_path / "cut", FAMILIES[:1]))["plain"]
     assert stopped.status == "interrupted"
     assert stopped.reason is not None
@@ -214,6 +217,95 @@ def test_points_are_drawn_as_points_and_binary_families_say_no(tmp_path: Path) -
     assert not (tmp_path / "families" / "plain" / "data.png").exists()
 
 
+def test_families_that_are_not_for_the_data_are_skipped_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {f.name: f for f in (family("plain"), family("bits", view="binary"))}
+    monkeypatch.setattr("ppgen.report.plan.registered_families", lambda: known)
+    given: dict[str, Any] = {"budget": 600.0, "device": "cpu", "num_samples": 40, "progress": False}
+    result = survey(points(), out=tmp_path, **given)
+    assert {name: row.status for name, row in by_name(result).items()} == {
+        "plain": "done",
+        "bits": "skipped",
+    }
+    assert result.ok
+    assert "1 of 2 families measured, 1 skipped" in str(result)
+    (line,) = [text for text in PageChecker(result.path.read_text()).rows if "Stub bits" in text]
+    assert "skipped" in line
+    asked = survey(points(), families=["bits"], out=tmp_path, **given)
+    assert by_name(asked)["bits"].status == "failed"
+    assert not asked.ok
+
+
+def test_a_row_is_kept_only_if_it_had_about_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[float] = []
+
+    def note(*given: Any, **options: Any) -> Any:
+        trained.append(options["max_seconds"])
+        return fit(*given, **options)
+
+    monkeypatch.setattr("ppgen.report.survey.fit", note)
+    # No number of epochs ends them.
+    one, other = (family(name, fit_options={"learning_rate": 0.05}) for name in ("one", "other"))
+    run(tmp_path, [one, other], budget=2.0)
+    assert len(trained) == 2
+    run(tmp_path, [one, other], budget=2.0)
+    assert len(trained) == 2
+    # Alone, it may use the whole of the budget; with the others again, its share.
+    run(tmp_path, [one], budget=2.0)
+    assert trained[2:] == [2.0]
+    run(tmp_path, [one, other], budget=2.0)
+    assert trained[3] == 1.0
+
+
+def test_a_row_that_did_all_its_epochs_is_kept_in_another_company(tmp_path: Path) -> None:
+    first = by_name(run(tmp_path, FAMILIES[:2]))["plain"]
+    assert by_name(run(tmp_path, FAMILIES[:1]))["plain"] == first
+
+
+def test_other_labels_are_another_survey(tmp_path: Path) -> None:
+    data = images()
+    first = by_name(run(tmp_path, FAMILIES[:1], data))["plain"]
+    assert data.train.y is not None
+    shuffled = replace(data, train=replace(data.train, y=data.train.y.roll(1)))
+    second = by_name(run(tmp_path, FAMILIES[:1], shuffled))["plain"]
+    assert second.bits_per_dim == first.bits_per_dim
+    assert second.fid != first.fid
+
+
+def test_doubts_about_the_data_are_warned_of_and_on_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,flat\n" + "".join(f"{i * i % 17}.5,3.25\n" for i in range(40)))
+    given: dict[str, Any] = {"families": [family("plain")], "device": "cpu", "progress": False}
+    with pytest.warns(DataWarning, match="flat are constant"):
+        result = survey(path, out=tmp_path / "out", **given)
+    assert "column(s) flat are constant" in PageChecker(result.path.read_text()).text
+    with pytest.warns(DataWarning):
+        loaded = load(path)
+    again = survey(loaded, out=tmp_path / "out", **given)
+    assert "column(s) 1 are constant" in PageChecker(again.path.read_text()).text
+
+
+def test_a_label_column_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,b,kind\n" + "".join(f"{i % 7}.5,{i * i % 11}.25,{'xy'[i % 2]}\n" for i in range(60)))
+    given: dict[str, Any] = {"families": [family("plain")], "device": "cpu", "progress": False}
+    result = survey(path, out=tmp_path / "out", load_options={"label": "kind"}, **given)
+    assert result.ok
+    with pytest.raises(ConfigError, match="load_options"):
+        survey(points(), out=tmp_path, load_options={"label": "kind"}, **given)
+
+
+def test_reasons_for_missing_figures_are_told_once(tmp_path: Path) -> None:
+    data = images()
+    few = replace(data, test=data.test.take(slice(0, 5)))
+    page = PageChecker(run(tmp_path, FAMILIES[:2], few).path.read_text())
+    assert page.text.count("needs 9 data or more") == 1
+    assert "Stub plain, Stub nameless – no FID:" in page.text
+
+
 def test_threads_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     result = run(tmp_path, [family("broken", build=broken)], threads=before + 1)
@@ -234,3 +326,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
         run(tmp_path, FAMILIES[:1], threads=0)
     with pytest.raises(ConfigError, match="num_samples"):
         run(tmp_path, FAMILIES[:1], num_samples=1)
+    with pytest.raises(ConfigError, match="seed"):
+        run(tmp_path, FAMILIES[:1], seed=-1)
+    data = images()
+    with pytest.raises(DataError, match="2 training data or more"):
+        run(tmp_path, FAMILIES[:1], replace(data, train=data.train.take(slice(0, 1))))

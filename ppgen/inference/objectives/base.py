@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.contract import GenerativeModel
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, TrainingWarning
+from ppgen.inference.memory import is_out_of_memory
 
 Program = Callable[..., Any]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -39,10 +42,13 @@ class Objective(ABC):
     Attributes:
         full_batch: whether each step wants all data at once (EM).
         needs_param_sites: whether the loss looks for parameters among Pyro's ``param`` sites.
+        additive: whether the loss of a batch is the sum over its rows wherever all sites of the pair
+            are inside the data plate, so that a batch too large for memory may be cut.
     """
 
     full_batch: bool = False
     needs_param_sites: bool = False
+    additive: bool = False
 
     @abstractmethod
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
@@ -86,7 +92,12 @@ class Objective(ABC):
 
 
 class GradientStepper:
-    """Loss, backward, clip, one optimiser over all parameters."""
+    """Loss, backward, clip, one optimiser over all parameters.
+
+    Where memory runs out and the loss is a sum over rows, the batch is cut into smaller and
+    smaller parts whose gradients are added up: the same gradient up to rounding, given the same
+    noise. The number of rows that fit is remembered.
+    """
 
     def __init__(
         self,
@@ -101,22 +112,50 @@ class GradientStepper:
         self.objective, self.model, self.guide = objective, model, guide
         self.parameters, self.clip_norm, self.autocast = parameters, clip_norm, autocast
         self.optimizer = make_optimizer(parameters)
+        self.most_rows = sys.maxsize
 
     def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One gradient step; ``loss`` is a mean over the first argument's rows."""
-        self.optimizer.zero_grad()
-        figures = {"loss": self.backward(*args, **kwargs)}
+        figures = {"loss": self._differentiate(*args, **kwargs)}
         if self.clip_norm is not None:
             figures["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         return figures
 
-    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Put the gradient of the mean loss into the parameters; returns the mean loss."""
+    def backward(self, num: int, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Add the gradient of ``loss / num`` to that of the parameters; returns ``loss / num``."""
         with self.autocast():
-            loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / len(args[0])
+            loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / num
         loss.backward()
         return loss.detach()
+
+    def _differentiate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Put the gradient of the mean loss into the parameters; returns the mean loss."""
+        num = len(args[0])
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                if num <= self.most_rows:
+                    return self.backward(num, *args, **kwargs)
+                parts = zip(*(a.split(self.most_rows) for a in args), strict=True)
+                return torch.stack([self.backward(num, *part, **kwargs) for part in parts]).sum()
+            except (RuntimeError, MemoryError) as error:
+                rows = min(num, self.most_rows)
+                if not is_out_of_memory(error) or rows == 1 or not self._may_cut():
+                    raise
+            # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
+            self.most_rows = -(-rows // 2)
+            torch.cuda.empty_cache()
+            warnings.warn(
+                f"out of memory on a batch of {rows}: its gradient is now summed over parts of "
+                f"{self.most_rows}; a batch_size of {self.most_rows} spares that",
+                TrainingWarning,
+                stacklevel=2,
+            )
+
+    def _may_cut(self) -> bool:
+        own = getattr(self.model, "__self__", None)
+        return self.objective.additive and isinstance(own, GenerativeModel) and not own.has_priors
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser and of the objective."""

@@ -25,7 +25,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import linear
 
 from ppgen.contract import GenerativeModel, HasLogLikelihood, Kind
 from ppgen.distributions.boltzmann import Harmonium
@@ -38,6 +38,7 @@ from ppgen.inference.objectives.base import (
     Stepper,
     owner,
 )
+from ppgen.ops.binary import softplus
 
 _REPORT_EVERY = 10  # steps in closed form between two evaluations of the figure that they report
 

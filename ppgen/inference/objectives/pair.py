@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import nn
 
 from ppgen.errors import ConfigError, DataError, PpgenError, ShapeError
+from ppgen.inference.memory import is_out_of_memory
 from ppgen.inference.objectives.base import Program
 
 
@@ -42,7 +43,7 @@ def check_pair(model: Program, guide: Program, *args: Any, **kwargs: Any) -> Pai
             replayed = poutine.replay(model, trace=guide_trace)
             model_trace: Any = poutine.trace(replayed).get_trace(*args, **kwargs)
         except (ValueError, RuntimeError, IndexError) as error:
-            if isinstance(error, PpgenError):
+            if isinstance(error, PpgenError) or is_out_of_memory(error):
                 raise
             raise ShapeError(
                 f"model/guide: running the pair on a batch failed, likely a shape that does not fit "

@@ -38,11 +38,11 @@ class PyroObjective(Objective):
 class _PyroStepper(GradientStepper):
     objective: PyroObjective
 
-    def backward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def backward(self, num: int, /, *args: Any, **kwargs: Any) -> Tensor:
         """Pyro's gradient, of a total over the data, made a mean."""
         with self.autocast():
             loss = self.objective.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs)
         for parameter in self.parameters:
             if parameter.grad is not None:
-                parameter.grad /= len(args[0])
-        return torch.as_tensor(loss / len(args[0]))
+                parameter.grad /= num
+        return torch.as_tensor(loss / num)
