@@ -30,10 +30,15 @@ ARRAYS = {
 }
 
 
+def zipped(content: bytes) -> bytes:
+    """Gzip that does not hold the time, so that every process collects the same tests."""
+    return gzip.compress(content, mtime=0)
+
+
 def idx(array: Any) -> bytes:
     """The array in gzipped idx form."""
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-    return gzip.compress(header + array.tobytes(), mtime=0)
+    return zipped(header + array.tobytes())
 
 
 @dataclass
@@ -245,11 +250,12 @@ def test_too_many_rows_to_validate(cache: Path, site: Site) -> None:
     [
         (b"not gzip", "could not be unpacked"),
         (idx(IMAGES)[:-20], "could not be unpacked"),
-        (gzip.compress(b"\0\0\x08"), "expected an idx file"),
-        (gzip.compress(b"\0\0\x0d\x01" + bytes(4)), "expected an idx file of bytes .* got 00 00 0d 01"),
-        (gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 7) + bytes(6)), "promises 7 bytes .* 6 are there"),
-        (gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 7) + bytes(8)), "promises 7 bytes .* 8 are there"),
+        (zipped(b"\0\0\x08"), "expected an idx file"),
+        (zipped(b"\0\0\x0d\x01" + bytes(4)), "expected an idx file of bytes .* got 00 00 0d 01"),
+        (zipped(struct.pack(">BBBBI", 0, 0, 8, 1, 7) + bytes(6)), "promises 7 bytes .* 6 are there"),
+        (zipped(struct.pack(">BBBBI", 0, 0, 8, 1, 7) + bytes(8)), "promises 7 bytes .* 8 are there"),
     ],
+    ids=["not gzip", "truncated", "short", "wrong type", "too few bytes", "too many bytes"],
 )
 def test_damaged_idx_files(tmp_path: Path, content: bytes, message: str) -> None:
     """The message names the file and what is wrong with it."""
