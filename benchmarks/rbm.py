@@ -9,7 +9,6 @@ is :func:`ppgen.fit` with all that it adds: shuffling, finite-loss checks, snaps
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any
 
@@ -65,15 +64,14 @@ def _row(path: str, batch_size: int, peer_dtype: str, target: float | None) -> d
 
 
 def _stepper(x: torch.Tensor, batch_size: int) -> Any:
+    from ppgen.inference.objectives.base import StepOptions
     from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
     from ppgen.models import RBM
 
     rbm = RBM((x.shape[1],), num_hidden=_HIDDEN)
     optimizer = functools.partial(torch.optim.SGD, lr=_RATE)
     objective = ContrastiveDivergence(k=1, persistent=True)
-    step = objective.stepper(
-        rbm.model, rbm.guide, list(rbm.parameters()), optimizer, None, contextlib.nullcontext
-    )
+    step = objective.stepper(rbm.model, rbm.guide, StepOptions(list(rbm.parameters()), optimizer))
 
     def epochs() -> None:
         for _ in range(_EPOCHS):

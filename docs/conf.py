@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from pathlib import Path
+
+from docutils.nodes import Element, SkipNode
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.writers.html5 import HTML5Translator
 
 import ppgen
 
@@ -22,7 +31,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -38,11 +46,21 @@ nb_execution_timeout = 600
 nb_merge_streams = True
 # Results are those of one version of the package and one size of the tutorials.
 _sources = sorted(Path(ppgen.__file__).parent.rglob("*.py"))
-_version = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:12]
+_version = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[
+    :12
+]
 _size = "small" if "PPGEN_DOCS_SMALL" in os.environ else "full"
-nb_execution_cache_path = str(Path(__file__).parent / "_build" / f"cache-{_size}-{_version}")
+nb_execution_cache_path = str(
+    Path(__file__).parent / "_build" / f"cache-{_size}-{_version}"
+)
 
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = [
+    "amsmath",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "substitution",
+]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -54,5 +72,72 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
+# Tables of speed.md, from the figures that `make bench` wrote on the machine that the page names.
+_measured = json.loads(
+    (Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json").read_text()
+)
+
+
+def _benchmark_table(name: str, common: str = "") -> str:
+    """The rows of one benchmark; what is common to all cases is left out."""
+    lines = [
+        "| case | against | ppgen, ms | peer, ms | ratio | target |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in _measured["rows"]:
+        if row["benchmark"] == name:
+            target = "" if row["target"] is None else f"{row['target']:.2f}"
+            figures = f"{row['ours_ms']:.2f} | {row['peer_ms']:.2f} | {row['ratio']:.2f} | {target}"
+            lines.append(
+                f"| {row['case'].removeprefix(common)} | {row['peer']} | {figures} |"
+            )
+    return "\n".join(lines)
+
+
+_machine = _measured["machine"]
+myst_substitutions = {
+    "benchmark_machine": (
+        f"measured on {_machine['time'][:10]} on an x86 CPU with {_machine['cores']} cores, of which "
+        f"{_machine['threads']} was used, with Python {_machine['python']}, "
+        f"torch {_machine['versions']['torch']}, scikit-learn {_machine['versions']['scikit-learn']} "
+        f"and zuko {_machine['versions']['zuko']}"
+    ),
+    "benchmark_vae_step": _benchmark_table("vae_step"),
+    "benchmark_gmm_em": _benchmark_table("gmm_em"),
+    "benchmark_rbm": _benchmark_table("rbm PCD epoch", "1797x64, 128 hidden, "),
+    "benchmark_flows": _benchmark_table("flows"),
+}
+
 html_theme = "furo"
 html_title = f"ppgen {release}"
+
+
+# Formulas are written as MathML, which browsers show by themselves: pages need no network and no script.
+# The converter lacks two commands: sizes of brackets, which MathML stretches anyway, and dots.
+_SIZES = re.compile(r"\\[bB]igg?[lr]?(?![A-Za-z])")
+
+
+def _mathml(as_block: bool):
+    def visit(self: HTML5Translator, node: Element) -> None:
+        tex = _SIZES.sub("", node.astext()).replace(r"\dots", r"\ldots")
+        try:
+            formula = tex2mathml(tex, as_block=as_block)
+        except MathError as error:
+            logging.getLogger(__name__).warning("formula: %s", error, location=node)
+            raise SkipNode from error
+        # A thin space between a function and its argument, as in print.
+        applied = "<mo>&ApplyFunction;</mo>"
+        formula = formula.replace(applied, f'{applied}<mspace width="0.17em"/>')
+        self.body.append(f'<div class="math">{formula}</div>' if as_block else formula)
+        raise SkipNode
+
+    return visit
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))
+
+
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["cells.css"]

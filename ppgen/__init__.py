@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppgen import datasets, inference, metrics, models, testing
+    from ppgen import datasets, errors, inference, metrics, models, testing
     from ppgen.contract import Estimate, GenerativeModel, Kind
     from ppgen.inference.checkpoint import load_model as load
     from ppgen.inference.checkpoint import save_model as save
@@ -25,6 +25,7 @@ __all__ = [
     "Kind",
     "__version__",
     "datasets",
+    "errors",
     "fit",
     "inference",
     "load",
@@ -36,7 +37,7 @@ __all__ = [
     "wrap",
 ]
 
-_MODULES = ("datasets", "inference", "metrics", "models", "testing")
+_MODULES = ("datasets", "errors", "inference", "metrics", "models", "testing")
 
 # Public name -> (module that defines it, its name there).
 _NAMES = {

@@ -11,12 +11,13 @@ import argparse
 import json
 import secrets
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ppgen import __version__
-from ppgen.errors import ConfigError, PpgenError
+from ppgen.errors import ConfigError, PpgenError, PpgenWarning, TrainingWarning
 
 if TYPE_CHECKING:
     from ppgen.contract import GenerativeModel
@@ -32,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what stands after ``ppgen``; ``sys.argv`` where left out.
     """
     options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        _say_warnings_in_a_line(f"ppgen {options.command}")
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
@@ -52,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
     )
     training.add_argument(
-        "--seed", type=int, default=0, help="seed of everything random (default: %(default)s)"
+        "--seed", type=_seed, default=0, help="seed of everything random (default: %(default)s)"
     )
     training.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -67,8 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     survey.add_argument(
         "--families", metavar="A,B,C", help="families or groups, such as vae,flow (default: all)"
     )
-    survey.add_argument("--budget", type=float, metavar="SECONDS", help="training time over all families")
-    survey.add_argument("--out", default="ppgen-survey", metavar="DIR", help="(default: %(default)s)")
+    survey.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="training time over all families (default: 150)"
+    )
+    survey.add_argument(
+        "--out", default="ppgen-survey", metavar="DIR", help="directory of the report (default: %(default)s)"
+    )
     survey.add_argument("--threads", type=int, help="threads on the CPU (default: one for small data)")
     survey.set_defaults(run=_survey)
 
@@ -89,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="MODEL_DIR", help="what ppgen fit or ppgen survey saved")
     sample.add_argument("--num", type=int, default=64, help="how many (default: %(default)s)")
     sample.add_argument("--out", required=True, metavar="FILE", help="FILE.npy, or FILE.png for images")
-    sample.add_argument("--seed", type=int, help="for draws that repeat")
+    sample.add_argument("--seed", type=_seed, help="for draws that repeat")
     sample.set_defaults(run=_sample)
 
     evaluate = commands.add_parser(
@@ -97,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("model", metavar="MODEL_DIR", help="what ppgen fit or ppgen survey saved")
     _data_argument(evaluate)
-    evaluate.add_argument("--seed", type=int, default=0, help="of noise and draws (default: %(default)s)")
+    evaluate.add_argument("--seed", type=_seed, default=0, help="of noise and draws (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
     return parser
 
@@ -111,6 +122,24 @@ def _data_argument(parser: argparse.ArgumentParser, optional: bool = False) -> N
         help="a registered name or a file (.npz, .npy, .csv, .parquet)"
         + (" (default: %(default)s)" if optional else ""),
     )
+    table = parser.add_argument_group("how to read a file")
+    table.add_argument("--label", metavar="COLUMN", help="column of a table that holds the labels")
+    table.add_argument("--drop", metavar="COLUMN,...", help="columns of a table to leave out")
+    table.add_argument("--levels", type=int, metavar="L", help="the numbers are levels 0 .. L-1")
+
+
+def _load_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`ppgen.datasets.load` is told beside the name: only what was given."""
+    drop = None if options.drop is None else [name.strip() for name in options.drop.split(",")]
+    found = {"label": options.label, "drop": drop, "levels": options.levels}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _seed(text: str) -> int:
+    """A seed that every generator takes."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2**32 - 1, got {text!r}")
+    return int(text)
 
 
 # -- commands -----------------------------------------------------------------------------
@@ -131,6 +160,7 @@ def _survey(options: argparse.Namespace) -> int:
         seed=options.seed,
         threads=options.threads,
         progress=not options.quiet,
+        load_options=_load_options(options),
     )
     _say(str(result))
     if result.interrupted:
@@ -149,9 +179,10 @@ def _fit(options: argparse.Namespace) -> int:
     if options.family not in known:
         raise ConfigError(f"--family: expected one of {', '.join(known)}; got {options.family!r}")
     family = known[options.family]
-    data = _load(options.data, binary=family.view == "binary")
+    _require_room(Path(options.out))
+    data = _load(options, binary=family.view == "binary")
     with forked_rng(options.seed):
-        model = family.build(data.event_shape, data.values)
+        model = family.build(data.event_shape, data.values, len(data.train))
     given = {
         name: getattr(options, name)
         for name in (
@@ -165,15 +196,17 @@ def _fit(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }
-    result = fit(
-        model,
-        data.train,
-        validation=data.validation,
-        device=options.device,
-        seed=options.seed,
-        progress=not options.quiet,
-        **{**family.fit_options, **given},
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TrainingWarning)  # the result, shown below, has them
+        result = fit(
+            model,
+            data.train,
+            validation=data.validation,
+            device=options.device,
+            seed=options.seed,
+            progress=not options.quiet and sys.stderr.isatty(),
+            **{**family.fit_options, **given},
+        )
     save_model(model, options.out)
     _say(f"{family.title}: {result}\nsaved to {options.out}")
     return _INTERRUPTED if result.stopped == "interrupted" else 0
@@ -213,7 +246,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from ppgen.inference.checkpoint import load_model
 
     model = load_model(options.model)
-    data = _load(options.data, binary=model.support.kind == "binary")
+    data = _load(options, binary=model.support.kind == "binary")
     found: dict[str, Any] = {
         "model": type(model).__name__,
         "data": data.name,
@@ -235,11 +268,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 # -- pieces -------------------------------------------------------------------------------
 
 
-def _load(name: str, *, binary: bool) -> DataSet:
+def _load(options: argparse.Namespace, *, binary: bool) -> DataSet:
     """The data set, in its binary view where a model of binary values meets levels; says so."""
     from ppgen.datasets import load
 
-    data = load(name)
+    data = load(options.data, **_load_options(options))
     if binary and data.values.kind == "grid":
         _error(f"{data.name}: binarised at 0.5, as the model is for binary data")
         return data.binarised()
@@ -252,6 +285,35 @@ def _require_unconditional(model: GenerativeModel, command: str) -> None:
             f"{command}: this {type(model).__name__} is conditional; draw from it in Python, "
             "ppgen.load(...).sample(num, context)"
         )
+
+
+def _require_room(out: Path) -> None:
+    """Refuse, before any training, a place that a model would have to push something else out of."""
+    model = (out / "manifest.json").is_file()
+    if out.is_file() or (out.is_dir() and not model and any(out.iterdir())):
+        raise ConfigError(
+            f"--out: {out} exists and is no saved model, which would take its place; choose a new directory"
+        )
+
+
+def _say_warnings_in_a_line(prefix: str) -> None:
+    """Show what ppgen warns of as one line without the source code; other warnings as ever."""
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, PpgenWarning):
+            _error(f"{prefix}: warning: {' '.join(str(message).split())}")
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,10 @@ A family is a subclass of :class:`GenerativeModel` with two Pyro programs,
 :math:`q(z \mid x)`), and as many *capabilities* as its mathematics allows. Every
 number about a density travels as an :class:`Estimate`, which says what it is.
 
+In reading order: :class:`Kind` and :class:`Estimate`; the capabilities, protocols that a
+family fulfils by having the method, and :func:`require`, by which a task asks for one;
+:class:`GenerativeModel`; and, at the end, how parameters are shown to Pyro.
+
 All log-probabilities are in nats.
 """
 
@@ -41,10 +45,15 @@ from ppgen.ops.random import forked_rng
 class Kind(StrEnum):
     """What a number says about the quantity that it stands for."""
 
+    #: the number itself
     EXACT = "exact"
+    #: at or below the number, in expectation
     LOWER_BOUND = "lower_bound"
+    #: at or above the number, in expectation
     UPPER_BOUND = "upper_bound"
+    #: tends to the number, on neither side for sure
     ESTIMATE = "estimate"
+    #: the number up to an unknown constant
     UNNORMALISED = "unnormalised"
 
 
@@ -78,7 +87,10 @@ class Estimate:
 
         The standard error is :math:`s / \sqrt{N}`, with s the standard deviation of the
         values over data; it holds the sampling of the data and, inside it, the
-        Monte-Carlo error of each value. For N = 1 it is the Monte-Carlo error alone.
+        Monte-Carlo error of each value, which must be independent between data. An error that
+        all values share, such as that of one estimated log normaliser, shifts them together and
+        is not in s: where values have one, add it in quadrature. For N = 1 it is the
+        Monte-Carlo error alone.
         """
         count = self.value.numel()
         if count == 1:
@@ -223,10 +235,11 @@ def _program(method: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         self.check_event(x)
         self.check_context(context)
-        if not _ANNOUNCE.get() or not am_i_wrapped():
-            return method(self, x, num=num, context=context)
-        with self.shown_to_pyro():
-            return method(self, x, num=num, context=context)
+        # A PyroModule inside would else put its parameters into Pyro's global store.
+        if self._has_pyro_parts() or (_ANNOUNCE.get() and am_i_wrapped()):
+            with self.shown_to_pyro():
+                return method(self, x, num=num, context=context)
+        return method(self, x, num=num, context=context)
 
     return program
 
@@ -245,9 +258,14 @@ class GenerativeModel(PyroModule):
     * ``guide`` with the same signature: q(z | x, context); left out where there are no
       latents.
 
-    Both run under any Pyro handler or algorithm. Everything learnt lives in
+    Both run under Pyro's handlers and algorithms. Everything learnt lives in
     ``state_dict``: parameters are shown to Pyro as ``param`` sites under a name unique to
-    the instance, and never enter Pyro's global parameter store.
+    the instance, and never enter Pyro's global parameter store, also those of a ``PyroModule``
+    inside (only ``JitTrace_ELBO`` and its like, which read that store, cannot be used). A part that
+    is a ``PyroSample`` is drawn anew in each run; give such a model to ``pyro.infer`` with a guide
+    of its own, such as ``AutoNormal(family.model)``.
+
+    :func:`ppgen.testing.check_contract` checks all this on a model.
 
     Attributes:
         event_shape: shape of one datum.
@@ -322,7 +340,7 @@ class GenerativeModel(PyroModule):
         """
         if num < 1:
             raise ConfigError(f"num: expected a positive integer, got {num}")
-        with contextlib.nullcontext() if seed is None else forked_rng(seed, self.device):
+        with forked_rng(seed, self.device):
             return self.model(num=num, context=context)
 
     # -- for subclasses -------------------------------------------------------------------
@@ -386,8 +404,41 @@ class GenerativeModel(PyroModule):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     _announce(f"{self._site_prefix}.{name}", parameter)
-            with self._pyro_context if self.has_priors else contextlib.nullcontext():
+            # Marked, not entered: entering swaps Pyro's global store for a moment, which strips
+            # what other parts of a program, such as an automatic guide, keep in it.
+            contexts: dict[int, Any] = {
+                id(m._pyro_context): m._pyro_context for m in self.modules() if _is_pyro_part(m, self)
+            }
+            for found in contexts.values():
+                found.active += 1
+                found.used = True
+            try:
                 yield
+            finally:
+                for found in contexts.values():
+                    found.active -= 1
+                    if not found.active:
+                        found.cache.clear()
+
+    def _has_pyro_parts(self) -> bool:
+        """Whether any module inside is one of :func:`_is_pyro_part`; asked in every run, so it is lean."""
+        if self._pyro_samples or self._pyro_params:
+            return True
+        rest = list(self._modules.values())
+        while rest:
+            module = rest.pop()
+            if isinstance(module, PyroModule):
+                return True
+            if module is not None:
+                rest.extend(module._modules.values())
+        return False
+
+
+def _is_pyro_part(module: Any, root: GenerativeModel) -> bool:
+    """Whether Pyro itself watches the attributes of this module for parameters and priors."""
+    if not isinstance(module, PyroModule):
+        return False
+    return module is not root or bool(module._pyro_samples or module._pyro_params)
 
 
 class _Itself:

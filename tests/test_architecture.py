@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,31 @@ def eager_optional_imports(root: Path) -> list[str]:
     ]
 
 
+# Imported under another name than they are installed by.
+_INSTALLED_AS = {"pyro": "pyro-ppl", "sklearn": "scikit-learn"}
+
+
+def undeclared_packages(root: Path, *, at_once: bool) -> list[str]:
+    """Imports of packages that ``pyproject.toml`` does not declare.
+
+    Args:
+        root: folder of the project.
+        at_once: look at the imports of modules, for which only dependencies count, or else at those in
+            functions, for which the extras do as well.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    declared = list(project["dependencies"])
+    if not at_once:
+        declared += [line for extra in project["optional-dependencies"].values() for line in extra]
+    known = {re.split(r"[^\w.-]", line)[0].lower() for line in declared} | sys.stdlib_module_names | {"ppgen"}
+    return [
+        f"{found.importer}:{found.line} imports {package}"
+        for found in all_imports(root)
+        if found.at_once == at_once
+        and _INSTALLED_AS.get(package := found.module.partition(".")[0], package) not in known
+    ]
+
+
 def unknown_places(root: Path) -> list[str]:
     """Modules and folders of the package that stand on no floor."""
     inside = (p for p in (root / "ppgen").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists())
@@ -207,6 +234,11 @@ def test_optional_packages_are_imported_where_they_are_used() -> None:
     assert eager_optional_imports(ROOT) == []
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_imports_are_of_declared_packages(at_once: bool) -> None:
+    assert undeclared_packages(ROOT, at_once=at_once) == []
+
+
 def test_files_are_of_readable_length() -> None:
     assert long_files(ROOT) == []
 
@@ -250,6 +282,10 @@ def planted(tmp_path: Path) -> Path:
         "ppgen/testing/__init__.py": "import ppgen.models\nassert True\n",
         "ppgen/utils.py": "\n" * 601,
     }
+    files["pyproject.toml"] = """[project]
+dependencies = ["pyro-ppl>=1.9,<2"]
+optional-dependencies.plots = ["matplotlib>=3.8"]
+"""
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -271,6 +307,11 @@ def test_planted_breaches_are_found(planted: Path) -> None:
     ]
     assert eager_optional_imports(planted) == ["ppgen.distributions:2 imports matplotlib.pyplot"]
     assert long_files(planted) == ["ppgen/utils.py: 601 lines"]
+    assert undeclared_packages(planted, at_once=True) == [
+        "ppgen.distributions:2 imports matplotlib",
+        "ppgen.plots:1 imports matplotlib",
+    ]
+    assert undeclared_packages(planted, at_once=False) == ["ppgen.datasets:2 imports sklearn"]
     assert vague_names(planted) == ["ppgen/utils.py"]
     assert assertions(planted) == ["ppgen/inference/__init__.py:1"]
 

@@ -16,6 +16,7 @@ from ppgen.datasets import load
 from ppgen.inference.checkpoint import save_model
 from ppgen.models import GaussianMixture
 from ppgen.ops.random import forked_rng
+from ppgen.report.survey import DEFAULT_BUDGET
 from ppgen.report.table import read_table
 from tests.report.stubs import Normal
 
@@ -124,6 +125,7 @@ def test_survey_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["survey", "digits", "--families", "vae,nope", "--quiet"], "'nope'"),
         (["survey", "digits", "--budget", "-1", "--quiet"], "budget"),
+        (["survey", "digits", "--label", "x", "--quiet"], "label"),
         (["survey", "digits", "--device", "abacus", "--quiet"], "abacus"),
         (["survey", "no-such-data", "--families", "vae", "--quiet"], "no-such-data"),
         (["fit", "digits", "--family", "nope", "--out", "x"], "'nope'"),
@@ -144,6 +146,56 @@ def test_a_mistake_is_one_line_and_code_2(
     line = errors(capsys)
     assert message in line
     assert line.startswith(f"ppgen {arguments[0]}: ")
+
+
+def test_a_model_takes_the_place_of_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "one.txt").write_text("dear")
+    for out in (letters, letters / "one.txt"):
+        assert main(["fit", "digits", "--family", "gan", "--out", str(out), "--quiet"]) == 2
+        assert "no saved model" in errors(capsys)
+    assert (letters / "one.txt").read_text() == "dear"
+
+
+def test_columns_of_a_table_are_told_and_doubts_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.csv"
+    rows = "".join(f"{i % 7}.5,3.25,{'xy'[i % 2]},{i}\n" for i in range(60))
+    table.write_text("a,flat,kind,row\n" + rows)
+    out = ["--out", str(tmp_path / "model"), "--epochs", "1", "--quiet", "--family", "vae"]
+    assert main(["fit", str(table), *out, "--label", "kind", "--drop", "row,flat"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["fit", str(table), *out, "--label", "kind", "--drop", "row"]) == 0
+    line = errors(capsys)
+    assert line.startswith("ppgen fit: warning: ")
+    assert "flat" in line
+    assert main(["fit", str(table), *out]) == 2
+    assert "kind" in errors(capsys)
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "one"])
+def test_seeds_that_no_generator_takes(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["sample", "model", "--out", "x.npy", "--seed", seed])
+    assert end.value.code == 2
+    assert "0 to 2**32 - 1" in capsys.readouterr().err
+
+
+def test_a_pipe_gets_lines_and_no_bars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--families", "gan", "--budget", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(["survey", "digits", *arguments]) == 0
+    printed = capsys.readouterr().err
+    assert "training on" in printed
+    assert "step/s" not in printed
+    assert "\r" not in printed
+
+
+def test_help_names_the_default_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["survey", "--help"])
+    assert f"(default: {DEFAULT_BUDGET:g})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:

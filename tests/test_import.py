@@ -46,3 +46,8 @@ def test_help_answers_without_torch(arguments: list[str]) -> None:
     )
     assert heavy == []
     assert "ppgen" in printed
+
+
+def test_the_public_face_has_the_errors() -> None:
+    _, printed = _heavy_after("import ppgen; print(ppgen.errors.DataError.__name__)")
+    assert printed == "DataError"

@@ -68,7 +68,9 @@ class Factors(PyroModule):
     def forward(self, x=None, num=None):
         with pyro.plate("data", num if x is None else len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            return pyro.sample("x", dist.Normal(self.map(z), self.log_sigma.exp()).to_event(1), obs=x)
+            return pyro.sample(
+                "x", dist.Normal(self.map(z), self.log_sigma.exp()).to_event(1), obs=x
+            )
 
 
 # %% [markdown]
@@ -86,7 +88,9 @@ class Reader(PyroModule):
 
     def forward(self, x=None, num=None):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(self.mean(x), self.log_scale.exp()).to_event(1)
+            )
 
 
 with forked_rng(0):  # networks draw their first weights
@@ -101,7 +105,12 @@ with forked_rng(0):  # networks draw their first weights
 # %%
 factors = ppgen.wrap(model, guide, example=train)
 result = ppgen.fit(
-    factors, train, epochs=150 if small else 600, batch_size=None, learning_rate=0.02, progress=False
+    factors,
+    train,
+    epochs=150 if small else 600,
+    batch_size=None,
+    learning_rate=0.02,
+    progress=False,
 )
 print(result)
 assert result.ok, result.warnings
@@ -113,7 +122,9 @@ assert result.history[-1]["loss"] < result.history[0]["loss"]
 # %%
 svi_loss = pyro.infer.Trace_ELBO(num_particles=16)
 with forked_rng(0):
-    print(f"ELBO by Pyro: {-svi_loss.loss(model, guide, train) / len(train):.3f} nats a flower")
+    print(
+        f"ELBO by Pyro: {-svi_loss.loss(model, guide, train) / len(train):.3f} nats a flower"
+    )
 
 # %% [markdown]
 # ## The likelihood, and what kind of number it is
@@ -146,7 +157,10 @@ for num_particles in (1, 4, 64):
     repeats = 2048 // num_particles
     with forked_rng(0):
         drawn = torch.stack(
-            [factors.log_likelihood(test, num_particles=num_particles).value for _ in range(repeats)]
+            [
+                factors.log_likelihood(test, num_particles=num_particles).value
+                for _ in range(repeats)
+            ]
         )
     means = (exact - drawn).mean(1)
     gaps[num_particles] = means.mean()
@@ -169,7 +183,9 @@ with torch.no_grad():
     precision = (w.T @ w + sigma**2 * torch.eye(2)) / sigma**2
     posterior_mean = torch.linalg.solve(precision, w.T @ (test - b).T / sigma**2).T
     posterior = dist.MultivariateNormal(posterior_mean, precision_matrix=precision)
-    q = dist.MultivariateNormal(guide.mean(test), torch.diag(guide.log_scale.exp() ** 2))
+    q = dist.MultivariateNormal(
+        guide.mean(test), torch.diag(guide.log_scale.exp() ** 2)
+    )
     divergence = torch.distributions.kl_divergence(q, posterior).mean()
 print(f"KL {divergence:.4f}, gap of the ELBO {gaps[1]:.4f}")
 assert abs(divergence - gaps[1]) < 0.1 * divergence + 0.01
@@ -182,7 +198,9 @@ assert abs(divergence - gaps[1]) < 0.1 * divergence + 0.01
 # %%
 flowers = factors.sample(1000, seed=0)
 print("correlation of petal length and width:")
-print(f"  data {torch.corrcoef(train.T)[2, 3]:.3f}, model {torch.corrcoef(flowers.T)[2, 3]:.3f}")
+print(
+    f"  data {torch.corrcoef(train.T)[2, 3]:.3f}, model {torch.corrcoef(flowers.T)[2, 3]:.3f}"
+)
 assert flowers.shape == (1000, 4)
 assert torch.corrcoef(flowers.T)[2, 3] > 0.8
 
@@ -208,14 +226,23 @@ class Clusters(PyroModule):
 
     def forward(self, x=None, num=None):
         with pyro.plate("data", num if x is None else len(x)):
-            k = pyro.sample("k", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            k = pyro.sample(
+                "k",
+                dist.Categorical(logits=self.logits),
+                infer={"enumerate": "parallel"},
+            )
             emission = dist.Normal(self.centres[k], self.log_scale[k].exp()).to_event(1)
             return pyro.sample("x", emission, obs=x)
 
 
 clusters = ppgen.wrap(Clusters(), example=train)
 result = ppgen.fit(
-    clusters, train, epochs=50 if small else 300, batch_size=None, learning_rate=0.05, progress=False
+    clusters,
+    train,
+    epochs=50 if small else 300,
+    batch_size=None,
+    learning_rate=0.05,
+    progress=False,
 )
 print(result)
 print(metrics.nll(clusters, test))
@@ -223,9 +250,13 @@ print(metrics.nll(clusters, test))
 # %%
 by_state = [
     dist.Normal(centre, scale.exp()).log_prob(test).sum(-1)
-    for centre, scale in zip(clusters.user_model.centres, clusters.user_model.log_scale, strict=True)
+    for centre, scale in zip(
+        clusters.user_model.centres, clusters.user_model.log_scale, strict=True
+    )
 ]
-by_hand = (torch.stack(by_state, -1) + clusters.user_model.logits.log_softmax(-1)).logsumexp(-1)
+by_hand = (
+    torch.stack(by_state, -1) + clusters.user_model.logits.log_softmax(-1)
+).logsumexp(-1)
 estimate = clusters.log_likelihood(test)
 assert estimate.kind == ppgen.Kind.EXACT
 assert torch.allclose(estimate.value, by_hand, atol=1e-4)

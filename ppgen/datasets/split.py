@@ -32,7 +32,7 @@ class Split:
         if self.x.ndim < 2:
             raise ShapeError(
                 f"{self.name}: expected x of shape (N, *event_shape), got {tuple(self.x.shape)}; "
-                "use x[:, None] for one column"
+                "use x[:, None] for one column (and .to_event(1) in a Pyro model of your own)"
             )
         if self.x.numel() == 0:
             raise DataError(f"{self.name}: expected at least one datum, got shape {tuple(self.x.shape)}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, register_kl
 
 
 class DiagonalNormal(TorchDistribution):
@@ -70,7 +70,12 @@ class DiagonalNormal(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """The variances of the coordinates."""
-        return torch.ones_like(self.loc) if self.scale is None else self.scale.square()
+        return self.stddev.square()
+
+    @property
+    def stddev(self) -> Tensor:
+        """The standard deviations of the coordinates."""
+        return torch.ones_like(self.loc) if self.scale is None else self.scale
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
@@ -78,3 +83,13 @@ class DiagonalNormal(TorchDistribution):
         if self.scale is None:
             return torch.full_like(self.loc[..., 0], base)
         return self.scale.log().sum(-1) + base
+
+
+@register_kl(DiagonalNormal, DiagonalNormal)
+def _kl(p: DiagonalNormal, q: DiagonalNormal) -> Tensor:
+    r"""Closed form of :math:`KL(p \,\|\, q)` in nats, which ``TraceMeanField_ELBO`` asks for."""
+    # Standard deviations and gaps in units of q's.
+    gap, ratio = p.loc - q.loc, p.stddev
+    if q.scale is not None:
+        gap, ratio = gap / q.scale, ratio / q.scale
+    return (0.5 * (gap.square() + ratio.square() - 1) - ratio.log()).sum(-1)

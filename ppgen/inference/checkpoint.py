@@ -49,8 +49,15 @@ def write_bundle(path: Path, tree: Mapping[str, Any]) -> None:
     Atomic: a failure (full disk, kill) leaves what stood at ``path`` as it was.
 
     Raises:
-        CheckpointError: a leaf that is neither a tensor nor JSON, or the disk refused.
+        CheckpointError: a leaf that is neither a tensor nor JSON; something else than a checkpoint
+            stands at ``path``, and would be lost; or the disk refused.
     """
+    path = path.absolute()
+    foreign = path.is_dir() and not (path / "manifest.json").is_file() and any(path.iterdir())
+    if path.is_file() or foreign:
+        raise CheckpointError(
+            f"path: {path} exists and is no checkpoint; it was left alone, choose a new directory"
+        )
     tensors: dict[str, Tensor] = {}
     skeleton = _lift_tensors(tree, tensors, "")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

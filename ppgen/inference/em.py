@@ -11,15 +11,14 @@ Any model takes part that can do such a step: see :class:`HasExpectationMaximisa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppgen.contract import Estimate, require
-from ppgen.inference.objectives.base import Objective, OptimizerFactory, Program, Stepper, owner
+from ppgen.inference.objectives.base import Objective, Program, StepOptions, Stepper, owner
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,7 @@ class ExpectationMaximisation(Objective):
         """What the steps had to repair since the last :meth:`stepper`, each kind once."""
         return list(self.notes)
 
-    def stepper(
-        self,
-        model: Program,
-        guide: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> Stepper:
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
         """EM iterations; see the class."""
         self.notes = []
         return EMStepper(_learner(model), self.notes)

@@ -28,7 +28,7 @@ from ppgen.inference.checkpoint import CheckpointDirectory
 from ppgen.inference.interrupts import Interrupts
 from ppgen.inference.last_good import LastGood
 from ppgen.inference.memory import is_out_of_memory
-from ppgen.inference.objectives.base import Objective, Stepper
+from ppgen.inference.objectives.base import Objective, StepOptions, Stepper
 from ppgen.inference.objectives.pair import check_pair, find_non_finite
 from ppgen.inference.result import FitResult
 from ppgen.inference.resume import Progress, data_digest, pack, unpack
@@ -377,10 +377,7 @@ class Run:
         return self.objective.stepper(
             self.trainee.model,
             self.trainee.guide,
-            self.trainee.parameters,
-            make,
-            self.options.clip_norm,
-            precision,
+            StepOptions(self.trainee.parameters, make, self.options.clip_norm, precision),
         )
 
     def _set_rate(self) -> None:

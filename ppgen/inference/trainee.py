@@ -207,7 +207,8 @@ class Batches:
         return (*args, self.context if rows is None else self.context[rows])
 
     def _check_event(self, split: Split, model: GenerativeModel) -> None:
-        if split.event_shape != model.event_shape:
+        # A wrapped model that has seen no data yet has no event shape.
+        if model.event_shape and split.event_shape != model.event_shape:
             raise ShapeError(
                 f"{self.name}: {type(model).__name__} is built for event_shape={tuple(model.event_shape)}, "
                 f"the data have {tuple(split.event_shape)}; build it with event_shape=data.event_shape"

@@ -11,7 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppgen.metrics.features import FeatureMap, classifier_features, to_data_space
+    from ppgen.metrics.features import (
+        FeatureMap,
+        classifier_features,
+        standardised_features,
+        to_data_space,
+    )
     from ppgen.metrics.frechet import frechet_distance, gaussian_frechet_distance
     from ppgen.metrics.kernel import kernel_distance
     from ppgen.metrics.likelihood import bits_per_dim, log_likelihoods, nll
@@ -30,6 +35,7 @@ _HOMES = {
     "log_likelihoods": "likelihood",
     "nll": "likelihood",
     "precision_recall": "neighbours",
+    "standardised_features": "features",
     "to_data_space": "features",
 }
 
@@ -44,6 +50,7 @@ __all__ = [
     "log_likelihoods",
     "nll",
     "precision_recall",
+    "standardised_features",
     "to_data_space",
 ]
 
@@ -52,3 +59,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.datasets.split import Split
+from ppgen.datasets.split import DataSet, Split
 from ppgen.datasets.values import Values, bridge
 from ppgen.errors import ConfigError, DataError, ShapeError
 
@@ -77,9 +77,14 @@ def classifier_features(
         seed: of the subset, the start and the order of the batches. No global generator is used.
 
     Raises:
-        ConfigError: an argument below 1.
-        DataError: fewer than 2 training data.
+        ConfigError: an argument below 1, or a seed outside 0 .. 2**32 - 1.
+        DataError: fewer than 2 training data, or something else than a split.
     """
+    _require_split(train, "train")
+    if held_out is not None:
+        _require_split(held_out, "held_out")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed}")
     for name, number in (("num_features", num_features), ("epochs", epochs), ("max_data", max_data)):
         if number < 1:
             raise ConfigError(f"{name}: expected a positive integer, got {number}")
@@ -88,14 +93,29 @@ def classifier_features(
     if len(train) > max_data:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
         train = train.take(order[:max_data].to(train.x.device))
-    x = train.x.detach().cpu().double().flatten(1)
-    # Coordinates of discrete data share one unit; those of a table each have their own.
-    spread = x.std() if train.values.discrete else x.std(0)
-    scale = torch.where(spread > 0, spread, 1.0).expand(x.shape[1])
-    standardise = _affine(torch.diag(1 / scale), -x.mean(0) / scale)
+    standardise = _standardise(train)
     if not _has_classes(train):
         return _components(train, standardise, num_features)
     return _classifier(train, held_out, standardise, num_features, epochs, seed)
+
+
+def standardised_features(train: Split) -> FeatureMap:
+    """All coordinates, with the training split's mean 0 and standard deviation 1.
+
+    So that no column of a table rules the distances by its unit. Coordinates of discrete data
+    share one unit, hence one deviation; constant ones are centred alone.
+
+    Args:
+        train: the training split.
+
+    Raises:
+        DataError: fewer than 2 training data, or something else than a split.
+    """
+    _require_split(train, "train")
+    if len(train) < 2:
+        raise DataError(f"train: features need 2 data or more, got {len(train)}")
+    description = f"the {train.num_dims} standardised coordinates"
+    return FeatureMap(nn.Sequential(_standardise(train)), train.event_shape, train.num_dims, description)
 
 
 def to_data_space(samples: Tensor, support: Values, values: Values) -> Tensor:
@@ -129,6 +149,10 @@ def extract(real: Tensor, generated: Tensor, features: Features | None) -> tuple
         DataError: no data, or NaN or infinite features.
         ShapeError: shapes that do not match.
     """
+    for name, sample in (("real", real), ("generated", generated)):
+        if not isinstance(sample, Tensor):
+            hint = "its .x" if isinstance(sample, Split) else "torch.as_tensor(...) of an array, or split.x"
+            raise DataError(f"{name}: expected a tensor, got a {type(sample).__name__}; pass {hint}")
     if real.shape[1:] != generated.shape[1:] or real.ndim == 0:
         raise ShapeError(
             f"generated: expected data of the shape of the real ones, {tuple(real.shape[1:])} each, "
@@ -167,6 +191,21 @@ def _extract_one(x: Tensor, features: Features | None, name: str, batch_size: in
 def _has_classes(split: Split) -> bool:
     y = split.y
     return y is not None and y.ndim == 1 and not y.is_floating_point() and len(y.unique()) > 1
+
+
+def _require_split(split: object, name: str) -> None:
+    if not isinstance(split, Split):
+        hint = "give one of its splits" if isinstance(split, DataSet) else "see datasets.as_split"
+        raise DataError(f"{name}: expected a Split, got a {type(split).__name__}; {hint}")
+
+
+def _standardise(train: Split) -> nn.Linear:
+    """The layer that centres and scales flattened data as the training split wants it."""
+    x = train.x.detach().cpu().double().flatten(1)
+    # Coordinates of discrete data share one unit; those of a table each have their own.
+    spread = x.std() if train.values.discrete else x.std(0)
+    scale = torch.where(spread > 0, spread, 1.0).expand(x.shape[1])
+    return _affine(torch.diag(1 / scale), -x.mean(0) / scale)
 
 
 def _affine(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ppgen.contract import Estimate, GenerativeModel, HasLogLikelihood, Kind, require
-from ppgen.datasets.split import Split
+from ppgen.datasets.split import DataSet, Split
 from ppgen.datasets.values import bridge
 from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
 from ppgen.ops.random import forked_rng
@@ -69,7 +69,8 @@ def nll(
     Raises:
         CapabilityError: the model has no likelihood, or an unnormalised one, or an upper bound
             where dequantisation turns it into no bound at all.
-        DataError: values that the model is not for; NaN among the data or the results.
+        DataError: values that the model is not for; NaN among the data or the results; neither
+            a split nor a tensor.
         ShapeError: data, context or results of a wrong shape.
     """
     each = _log_likelihoods(
@@ -150,7 +151,7 @@ def _log_likelihoods(
 ) -> Estimate:
     """:func:`log_likelihoods`; refuses an unnormalised density where ``normalised`` is asked for."""
     require(model, HasLogLikelihood, "a likelihood metric")
-    split = data if isinstance(data, Split) else Split(data, values=model.support)
+    split = _as_split(model, data)
     model.check_event(split.x)
     context = _context_of(model, split, context)
     if batch_size < 1:
@@ -184,6 +185,19 @@ def _log_likelihoods(
     value = torch.cat([part.value.double() for part in parts]).to(split.x.device)
     std_error = torch.cat([part.std_error.double() for part in parts]).to(split.x.device)
     return Estimate(value, parts[0].kind, std_error)
+
+
+def _as_split(model: GenerativeModel, data: Split | Tensor) -> Split:
+    if isinstance(data, Split):
+        return data
+    if isinstance(data, Tensor):
+        return Split(data, values=model.support)
+    hint = (
+        "a data set has three splits: give the one that was held out, data.test"
+        if isinstance(data, DataSet)
+        else "make it a split, datasets.as_split(data), which also tells what its values are"
+    )
+    raise DataError(f"data: expected a Split or a tensor, got a {type(data).__name__}; {hint}")
 
 
 def _context_of(model: GenerativeModel, split: Split, context: Tensor | None) -> Tensor | None:

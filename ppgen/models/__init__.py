@@ -28,6 +28,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def families() -> dict[str, Family]:
     """Every registered family by its short name, in the order of the survey's table."""
     found = (importlib.import_module(f"{__name__}.{m}").FAMILY for m in _CLASSES.values())

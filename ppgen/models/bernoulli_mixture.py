@@ -113,8 +113,9 @@ class BernoulliMixture(Mixture):
         return torch.bernoulli(self.pixel_logits.sigmoid()[k])
 
 
-def _build(event_shape: torch.Size, values: Values) -> BernoulliMixture:
-    return BernoulliMixture(event_shape, num_components=100, smoothing=0.25)
+def _build(event_shape: torch.Size, values: Values, num_data: int) -> BernoulliMixture:
+    num_components = max(1, min(100, num_data // 10))  # ten data a component, on average
+    return BernoulliMixture(event_shape, num_components=num_components, smoothing=0.25)
 
 
 FAMILY = Family(

@@ -22,7 +22,7 @@ class Family:
         title: name as in a textbook.
         density: what the family's ``log_likelihood`` returns; ``None`` for implicit models.
         view: the data that the survey shows it: as they are, or binarised.
-        build: a model of sensible size for data of this event shape and these values.
+        build: a model of sensible size, from the event shape, the values, and the number of training data.
         example: a tiny model, built in milliseconds, that the contract suite is run on.
         conditional_example: the same with a context of 3 classes; ``None`` if the family has none.
         fit_options: arguments of :func:`ppgen.fit` that suit ``build``'s model on small images.
@@ -33,7 +33,7 @@ class Family:
     title: str
     density: Kind | None
     view: Literal["as_is", "binary"]
-    build: Callable[[torch.Size, Values], GenerativeModel]
+    build: Callable[[torch.Size, Values, int], GenerativeModel]
     example: Callable[[], GenerativeModel]
     reading: str
     group: str = ""

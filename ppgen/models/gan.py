@@ -262,7 +262,7 @@ class CriticNetwork(nn.Module):
         return logits.squeeze(-1)
 
 
-def _build(event_shape: torch.Size, values: Values) -> GAN:
+def _build(event_shape: torch.Size, values: Values, num_data: int) -> GAN:
     """Perceptrons up to the size of 28 x 28, where they are cheap and do well; convolutions above."""
     large_image = len(event_shape) == 3 and event_shape.numel() > 28 * 28
     return GAN(

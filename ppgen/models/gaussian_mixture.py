@@ -249,10 +249,11 @@ class GaussianMixture(Mixture):
         return drawn
 
 
-def _build(event_shape: torch.Size, values: Values) -> GaussianMixture:
+def _build(event_shape: torch.Size, values: Values, num_data: int) -> GaussianMixture:
     # Uniform noise over one cell has this variance: data that are dequantised have no less.
     floor = 1e-6 if values.levels is None else 1 / (12 * values.levels**2)
-    return GaussianMixture(event_shape, num_components=60, min_variance=floor, prior_count=2.0)
+    num_components = max(1, min(60, num_data // 10))  # ten data a component, on average
+    return GaussianMixture(event_shape, num_components=num_components, min_variance=floor, prior_count=2.0)
 
 
 FAMILY = Family(

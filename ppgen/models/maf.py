@@ -85,7 +85,9 @@ FAMILY = Family(
     title="Masked autoregressive flow",
     density=Kind.EXACT,
     view="as_is",
-    build=lambda event_shape, values: MAF(event_shape, num_layers=3, num_bins=values.levels, dropout=0.1),
+    build=lambda event_shape, values, num_data: MAF(
+        event_shape, num_layers=3, num_bins=values.levels, dropout=0.1
+    ),
     example=lambda: MAF((2,), num_layers=2, hidden=(8,)),
     conditional_example=lambda: MAF((2,), num_layers=2, hidden=(8,), context_dim=3),
     fit_options={

@@ -324,7 +324,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
 
 
-def _build(event_shape: torch.Size, values: Values) -> RBM:
+def _build(event_shape: torch.Size, values: Values, num_data: int) -> RBM:
     return RBM(event_shape, num_hidden=16, visible="binary" if values == BINARY else "gaussian")
 
 

@@ -95,7 +95,9 @@ FAMILY = Family(
     title="RealNVP flow",
     density=Kind.EXACT,
     view="as_is",
-    build=lambda event_shape, values: RealNVP(event_shape, num_layers=6, num_bins=values.levels, dropout=0.2),
+    build=lambda event_shape, values, num_data: RealNVP(
+        event_shape, num_layers=6, num_bins=values.levels, dropout=0.2
+    ),
     example=lambda: RealNVP((2,), num_layers=2, hidden=(8,)),
     conditional_example=lambda: RealNVP((2,), num_layers=2, hidden=(8,), context_dim=3),
     fit_options={

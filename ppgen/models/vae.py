@@ -199,13 +199,19 @@ def _support(likelihood: str, levels: int | None) -> Values:
     return BINARY if likelihood == "bernoulli" else REAL
 
 
-def _build(event_shape: torch.Size, values: Values) -> VAE:
+def _build(event_shape: torch.Size, values: Values, num_data: int) -> VAE:
     """A VAE whose likelihood fits the values."""
     if values.kind == "binary":
         return VAE(event_shape, latent_dim=16, likelihood="bernoulli", dropout=0.1)
     if values.kind == "grid":
+        # Few levels leave data enough to learn each one's probability; many want an ordered scale.
+        few = (values.levels or 2) <= 32
         return VAE(
-            event_shape, latent_dim=16, likelihood="discretised_logistic", levels=values.levels, dropout=0.1
+            event_shape,
+            latent_dim=16,
+            likelihood="categorical" if few else "discretised_logistic",
+            levels=values.levels,
+            dropout=0.1,
         )
     return VAE(event_shape, latent_dim=min(16, event_shape.numel()))
 

@@ -4,32 +4,35 @@ r"""A user's own Pyro model and guide behind the contract.
 
     def model(x=None, num=None):
         with pyro.plate("data", num if x is None else len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
-    wrapped = ppgen.wrap(model, guide)
+    wrapped = ppgen.wrap(model, guide, example=data)
     ppgen.fit(wrapped, data)
     wrapped.log_likelihood(data)      # Estimate(kind="lower_bound"), one value a datum
 
-What kind of likelihood it has is found by tracing the pair once: *exact* without latents or
-with discrete latents that Pyro can enumerate, else a *lower bound* by importance weighting.
+What kind of likelihood it has is found by tracing the pair once: *exact* where nothing is left
+to draw, for there are no latents or only discrete ones that Pyro enumerates; else a *lower
+bound* by importance weighting with the guide's draws. Where a latent stands outside the data
+plate, the data depend on each other through it, and the figure is the evidence of all of them.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets.values import REAL, Values
 from ppgen.errors import CapabilityError, ConfigError, DataError
-from ppgen.inference.objectives.elbo import ELBO, SiteRecorder, site_log_prob
+from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
 from ppgen.models.latent import importance_evidence, importance_log_likelihood
 
 Program = Callable[..., Any]
@@ -46,13 +49,15 @@ def wrap(
     """Give plain Pyro functions the contract of a :class:`~ppgen.contract.GenerativeModel`.
 
     Args:
-        model: a Pyro program whose first argument is the data (``None`` to generate). Arguments
-            ``num`` and ``context`` are passed where it takes them.
+        model: a Pyro program whose first argument is the data (``None`` to generate): a function, a
+            module, or a method of one. Arguments ``num`` and ``context`` are passed where it takes them.
         guide: a Pyro program with the same first argument; leave it out where there are no
-            latents, or only discrete ones to be enumerated.
+            latents, or only discrete ones to be enumerated. Beside a guide, discrete latents that
+            it does not sample are enumerated where the model marks them so.
         site: name of the site that holds a datum; needed where several are observed.
         support: the values that a coordinate can take.
-        example: a few data that fix the event shape now; else the first data seen do.
+        example: a few data that fix the event shape now, which :func:`ppgen.fit` asks for; else the
+            first data that ``log_likelihood`` or ``look_at`` sees do.
 
     Raises:
         ConfigError: something that is not callable.
@@ -69,22 +74,42 @@ def wrap(
 class WrappedModel(GenerativeModel):
     """A user's pair; made by :func:`wrap`.
 
-    Modules among the two programs are registered, so that their parameters are saved,
-    moved and trained; parameters declared by ``pyro.param`` stay in Pyro's global store.
+    Modules among the two programs, and modules whose methods they are, are registered, so that
+    their parameters are saved, moved and trained; those of a ``PyroModule`` stay out of Pyro's
+    global store. Parameters declared by ``pyro.param`` stay in that store.
+
+    Attributes:
+        user_model, user_guide: the programs.
+        site: name of the site that holds a datum; known once data were seen.
+        shares_latents: whether the data have a density only together.
     """
 
     def __init__(
         self, model: Program, guide: Program | None, *, site: str | None = None, support: Values = REAL
     ) -> None:
         super().__init__((1,), support=support)
-        self.user_model = model
-        self._model_arguments = _arguments(model)
-        self.user_guide = guide
+        self._programs = (model, guide)
+        self._accepts = (_arguments(model), _arguments(guide) if guide is not None else set())
+        # Past PyroModule's own registration, which would rename the sites of the user's modules
+        # and refuses those that have run before.
+        owners = [_module_of(program) for program in self._programs]
+        self._modules["user_model"] = owners[0]
+        self._modules["user_guide"] = None if owners[1] is owners[0] else owners[1]
         self.site = site
         self.event_shape = torch.Size()
-        self.has_latents: bool | None = None
-        self.enumerates = False
         self.shares_latents = False
+        self._enumerates = False
+        self._datum_plates: list[str] = []
+
+    @property
+    def user_model(self) -> Program:
+        """The model as it was given."""
+        return self._programs[0]
+
+    @property
+    def user_guide(self) -> Program | None:
+        """The guide as it was given."""
+        return self._programs[1]
 
     def model(
         self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
@@ -93,46 +118,71 @@ class WrappedModel(GenerativeModel):
         program = self.user_model
         if self.user_guide is None:  # latents without a guide are there to be summed out
             program = poutine.infer_config(program, _enumerate_in_parallel)
-        return self._call(program, self._model_arguments, x, num, context)
+        return _call(program, self._accepts[0], x, num, context)
 
     def guide(
         self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
     ) -> None:
         """The user's guide."""
         if self.user_guide is not None:
-            self._call(self.user_guide, _arguments(self.user_guide), x, num, context)
+            _call(self.user_guide, self._accepts[1], x, num, context)
 
     def check_event(self, x: Tensor | None) -> None:
         """Any shape goes: the user's program decides."""
 
     def check_context(self, context: Tensor | None) -> None:
         """Any context goes, where the user's program takes one."""
-        if context is not None and "context" not in self._model_arguments:
+        if context is not None and "context" not in self._accepts[0]:
             raise CapabilityError("context: the wrapped model takes no argument of that name; add it there")
 
     @torch.no_grad()
     def sample(self, num: int = 1, context: Tensor | None = None, *, seed: int | None = None) -> Tensor:
-        """Draw ``num`` data from the model run without data; shape ``(num, *event_shape)``."""
-        if "num" in self._model_arguments:
-            return super().sample(num, context, seed=seed)
-        raise CapabilityError(
-            "sample: the wrapped model takes no argument num, so it cannot be told how many data to "
-            "generate; write it as model(x=None, num=None) with a plate of num where x is None"
-        )
+        """Draw ``num`` data from the model run without data; shape ``(num, *event_shape)``.
+
+        They are what the model returns or, where it returns no tensor, the value of the data site.
+        """
+        if "num" not in self._accepts[0]:
+            raise CapabilityError(
+                "sample: the wrapped model takes no argument num, so it cannot be told how many data to "
+                "generate; write it as model(x=None, num=None) with a plate of num where x is None"
+            )
+        with SiteRecorder() as recorder:
+            drawn: Any = super().sample(num, context, seed=seed)
+        if not isinstance(drawn, Tensor):
+            drawn = recorder.sites.get(self.site or "x", {}).get("value")
+        if not isinstance(drawn, Tensor):
+            raise CapabilityError(
+                f"sample: run without data, the wrapped model returns no tensor and has no site "
+                f"'{self.site or 'x'}'; let it return the data, or name their site with wrap(..., site=...)"
+            )
+        return drawn
 
     def log_likelihood(
         self, x: Tensor, context: Tensor | None = None, *, num_particles: int = 64, **options: Any
     ) -> Estimate:
         """Log p(x_n), shape (N,), nats: exact, or a lower bound with ``num_particles`` draws.
 
-        Where a latent is shared by all data (it stands outside the data plate), the data have no
-        likelihood each: the value is then a scalar, a lower bound on the evidence log p(x).
+        Where something stands outside the data plate (a latent that all data share), the data have
+        no likelihood each: the value is then a scalar, the evidence log p(x) of all of them.
         """
         self.look_at(x, context)
-        if not self.has_latents or self.enumerates:
-            return self._exact(x, context)
+        if len(self._datum_plates) > 1:
+            raise CapabilityError(
+                f"log_likelihood: a datum of the wrapped model spans the plates {self._datum_plates}; make "
+                "its coordinates one event, dist.Normal(...).to_event(1), inside the data plate at dim -1"
+            )
         estimator = importance_evidence if self.shares_latents else importance_log_likelihood
-        return estimator(self.model, self.guide, x, context, num_particles=num_particles, **options)
+        exact = self.density is Kind.EXACT
+        found = estimator(
+            self.model,
+            self.guide,
+            x,
+            context,
+            num_particles=1 if exact else num_particles,
+            enumerates=self._enumerates,
+            **options,
+        )
+        return replace(found, kind=Kind.EXACT) if exact else found
 
     def default_objective(self) -> ELBO:
         """The ELBO; enumerated where the model says so."""
@@ -145,7 +195,8 @@ class WrappedModel(GenerativeModel):
             self.guide(x, context)
         with pyro.validation_enabled(True), SiteRecorder(q.values) as p:
             self.model(x, context)
-        observed = [name for name, site in p.sites.items() if site["is_observed"]]
+        sites = {n: s for n, s in p.sites.items() if not s["infer"].get("_deterministic")}
+        observed = [n for n, s in sites.items() if s["is_observed"] and s["value"].numel() > 0]
         if not observed:
             raise DataError("x: the wrapped model observes nothing when given data; give its data site obs=x")
         if self.site is None and len(observed) > 1 and "x" not in observed:
@@ -153,50 +204,55 @@ class WrappedModel(GenerativeModel):
         self.site = self.site or ("x" if "x" in observed else observed[0])
         if self.site not in observed:
             raise ConfigError(f"site: '{self.site}' is not among the observed sites {observed}")
+        summed = {n: s for n, s in sites.items() if not s["is_observed"] and n not in q.sites}
+        wrong = [n for n, s in summed.items() if s["infer"].get("enumerate") != "parallel"]
+        if wrong:
+            raise ConfigError(
+                f"guide: the model's latents {wrong} are not sampled there; add them, or mark discrete "
+                "ones for enumeration: infer={'enumerate': 'parallel'}"
+            )
         self.event_shape = x.shape[1:]
-        latents = [site for site in p.sites.values() if not site["is_observed"]]
-        loose = [n for n, site in p.sites.items() if not site["is_observed"] and n not in q.sites]
-        self.enumerates = bool(latents) and all(
-            getattr(site["fn"], "has_enumerate_support", False) for site in latents
+        self._enumerates = bool(summed)
+        drawn = any(not s["is_observed"] and n in q.sites for n, s in sites.items())
+        self.density = Kind.LOWER_BOUND if drawn else Kind.EXACT
+        self.shares_latents, self._datum_plates = _dependence(sites, self.site, len(x))
+
+
+def _dependence(sites: dict[str, Any], datum: str, num: int) -> tuple[bool, list[str]]:
+    """Whether some site stands outside the data plate; and the plates that hold parts of one datum."""
+    stacks = [{f.name: f for f in s["cond_indep_stack"] if f.vectorized} for s in sites.values()]
+    plates = {f.name: f for f in sites[datum]["cond_indep_stack"] if f.vectorized}
+    rows = [name for name, f in plates.items() if f.size == num]
+    if len(rows) > 1:
+        rows = ["data"] if "data" in rows else rows
+    if len(rows) > 1:
+        raise ConfigError(
+            f"model: the plates {rows} of site '{datum}' both have {num} elements, as many as there are "
+            "data; name the data's plate 'data'"
         )
-        if loose and not self.enumerates:
-            raise ConfigError(f"guide: the model's latents {loose} are not sampled there; add them")
-        self.has_latents = bool(latents)
-        self.shares_latents = any(site["fn"].batch_shape[-1:] != (len(x),) for site in latents)
-        self.density = Kind.LOWER_BOUND if latents and not self.enumerates else Kind.EXACT
+    if not any(stacks):  # no plates at all: the shape of the batch is all there is to go by
+        return any(tuple(s["fn"].batch_shape) != (num,) for s in sites.values()), []
+    if not rows or any(rows[0] not in stack for stack in stacks):
+        return True, []
+    widest = max(stacks, key=len)
+    return False, list(widest)
 
-    @torch.no_grad()
-    def _exact(self, x: Tensor, context: Tensor | None) -> Estimate:
-        """Sum out what is discrete by broadcasting every site over the enumerated dimensions."""
-        model = self.model
-        if self.enumerates:
-            model = poutine.enum(model, first_available_dim=-2)
-        with pyro.validation_enabled(False), SiteRecorder() as p:
-            model(x, context)
-        total: Tensor | float = 0.0
-        for name, site in p.sites.items():
-            term = site_log_prob(site)
-            if term.shape[-1:] != (len(x),) and site["is_observed"]:
-                raise CapabilityError(
-                    f"log_likelihood: site '{name}' has batch shape {tuple(term.shape)}, which is not one "
-                    f"value for each of {len(x)} data; per-datum likelihoods need a data plate at dim -1"
-                )
-            total = total + term
-        joint = torch.as_tensor(total)
-        value = joint.flatten(0, -2).logsumexp(0) if joint.ndim > 1 else joint
-        return Estimate.of(value, Kind.EXACT)
 
-    @staticmethod
-    def _call(
-        program: Program, names: set[str], x: Tensor | None, num: int | None, context: Tensor | None
-    ) -> Any:
-        offered = {"num": num, "context": context}
-        given = {k: v for k, v in offered.items() if v is not None and k in names}
-        return program(x, **given)
+def _call(
+    program: Program, accepted: set[str], x: Tensor | None, num: int | None, context: Tensor | None
+) -> Any:
+    offered = {"num": num, "context": context}
+    return program(x, **{k: v for k, v in offered.items() if v is not None and k in accepted})
+
+
+def _module_of(program: Program | None) -> nn.Module | None:
+    """The module that a program is, or is a method of."""
+    found = getattr(program, "__self__", program)
+    return found if isinstance(found, nn.Module) else None
 
 
 def _arguments(program: Program) -> set[str]:
-    target = program.forward if isinstance(program, torch.nn.Module) else program
+    target = program.forward if isinstance(program, nn.Module) else program
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return {"num", "context"}

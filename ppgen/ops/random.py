@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ppgen.errors import ConfigError
+
 
 @contextlib.contextmanager
 def forked_rng(seed: int | None, device: torch.device | str = "cpu") -> Iterator[None]:
@@ -16,10 +18,15 @@ def forked_rng(seed: int | None, device: torch.device | str = "cpu") -> Iterator
         seed: seed of the CPU generator and of ``device``'s; with ``None`` nothing is forked, and the
             global generators are drawn from.
         device: the device whose generator is used inside, beside the CPU's.
+
+    Raises:
+        ConfigError: a seed that is negative or has more than 63 bits.
     """
     if seed is None:
         yield
         return
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed}")
     device = torch.device(device)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

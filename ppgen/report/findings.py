@@ -75,10 +75,12 @@ def _against_independence(
     better, close, worse = _compare(measured, baseline, baseline.bits_per_dim, test_nll, num_dims)
     if not close and not worse:
         return []
-    return [
-        f"{where}, independent coordinates ({baseline.bits_per_dim} bits/dim) code the test data as well "
-        f"as, or better than, {_joined([*close, *worse])}."
-    ]
+    text = f"{where}, independent coordinates have {baseline.bits_per_dim} bits per dimension."
+    if close:
+        text += f" Within {_ERRORS:g} standard errors of that: {_joined(close)}."
+    if worse:
+        text += f" Worse than that: {_joined(worse)}."
+    return [text]
 
 
 def _compare(
@@ -117,7 +119,8 @@ def _nearest(group: Sequence[Row], where: str) -> list[str]:
     found = [(row, row.kid) for row in group if row.group == "family" and row.kid is not None]
     if len(found) < 2:
         return []
-    (first, smallest), *rest = sorted(found, key=lambda pair: pair[1].value)
+    # By the upper limit: a figure that is small by its large error alone does not come first.
+    (first, smallest), *rest = sorted(found, key=lambda pair: pair[1].value + _ERRORS * pair[1].std_error)
     tied = [
         f"{row.title} ({number})"
         for row, number in rest

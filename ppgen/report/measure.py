@@ -18,9 +18,11 @@ from ppgen.errors import PpgenError
 from ppgen.ops.random import forked_rng
 from ppgen.report.table import Number, Row
 
-# Below this many coordinates the features are the coordinates themselves: anything learnt
+# Below this many coordinates the features are the coordinates, standardised: anything learnt
 # would only throw information away.
 _FEW_DIMS = 16
+# As many features as half the test data, within these limits: a Fréchet distance needs a covariance.
+_FEWEST_FEATURES, _MOST_FEATURES = 8, 64
 _SAMPLE_CHUNK = 1000
 _COMPARED = ("fid", "kid", "precision", "recall", "density_score", "coverage")
 
@@ -43,11 +45,18 @@ class View:
 
     @classmethod
     def of(cls, data: DataSet, *, num_samples: int, seed: int) -> View:
-        """Choose features: a classifier's or principal components, the coordinates where they are few."""
+        """Choose features: a classifier's or principal components, the coordinates where they are few.
+
+        Small test splits get fewer features, so that these have a covariance.
+        """
         real = data.test.x[:num_samples]
         if data.train.num_dims < _FEW_DIMS:
-            return cls(data, _coordinates, "the coordinates themselves", real)
-        features = metrics.classifier_features(data.train, held_out=data.validation, seed=seed)
+            features = metrics.standardised_features(data.train)
+        else:
+            num_features = max(_FEWEST_FEATURES, min(_MOST_FEATURES, len(real) // 2))
+            features = metrics.classifier_features(
+                data.train, held_out=data.validation, num_features=num_features, seed=seed
+            )
         return cls(data, features, features.description, real)
 
 
@@ -101,7 +110,7 @@ def measure_model(model: GenerativeModel, view: View, *, num_samples: int = 1000
             found.notes["nll"] = found.notes["bits_per_dim"] = str(error)
     else:
         found.notes["nll"] = found.notes["bits_per_dim"] = "none (implicit)"
-    found.figures["latent_dim"] = _latent_dim(model)
+    found.figures["latent_dim"], found.figures["latent_unit"] = _latent_size(model)
     found.figures["num_parameters"] = model.num_parameters
     found.figures["has_components"] = isinstance(model, HasResponsibilities)
     draws, seconds = _timed_draws(model, num_samples, seed)
@@ -160,30 +169,44 @@ _READINGS = {
 
 
 def _density_row(
-    name: str, title: str, log_density: Tensor, draws: Tensor, view: View, base: dict[str, Any]
+    name: str, title: str, log_density: Tensor | None, draws: Tensor, view: View, base: dict[str, Any]
 ) -> tuple[Row, Tensor | None]:
-    """A reference row from its exact log density of the test data and its draws."""
+    """A reference row from its exact log density of the test data, if it has one, and its draws."""
     found = Measured()
-    found.put_likelihood(Estimate.of(log_density.double(), Kind.EXACT), view.data.train.num_dims)
+    if log_density is None:
+        found.notes["nll"] = found.notes["bits_per_dim"] = _NO_SPREAD
+    else:
+        found.put_likelihood(Estimate.of(log_density.double(), Kind.EXACT), view.data.train.num_dims)
     _compare(found, draws, view)
     return Row(
         name, title, **base, **found.figures, notes=found.notes, reading=_READINGS[name]
     ), found.test_nll
 
 
-def _factorised(train: Split, test: Split, num: int) -> tuple[Tensor, Tensor]:
+_NO_SPREAD = "a coordinate is constant over the training split, so no density of it is bounded"
+
+
+def _factorised(train: Split, test: Split, num: int) -> tuple[Tensor | None, Tensor]:
     """Log density of the test data under independent coordinates, shape (N,), and ``num`` draws.
 
-    Histograms with one pseudo-count a level for discrete data, else a Gaussian a coordinate.
+    Histograms with one pseudo-count a level for discrete data, else a Gaussian a coordinate; no
+    density where one of those Gaussians has no spread.
     """
     x, held_out = train.x.flatten(1).double(), test.x.flatten(1).double()
     levels = train.values.levels
+    log_density: Tensor | None
     if levels is None:
-        normal = torch.distributions.Normal(x.mean(0), x.std(0, correction=0).clamp_min(1e-6))
-        draws = normal.sample(torch.Size([num]))
-        log_density = normal.log_prob(held_out).sum(-1)
+        spread = x.std(0, correction=0)
+        draws = x.mean(0) + spread * torch.randn(num, x.shape[1], dtype=x.dtype)
+        if bool((x == x[0]).all(0).any()):
+            log_density = None
+        else:
+            log_density = torch.distributions.Normal(x.mean(0), spread).log_prob(held_out).sum(-1)
     else:
-        counts = torch.nn.functional.one_hot(train.values.indices(x), levels).sum(0) + 1.0
+        num_dims = x.shape[1]
+        # One bin for each level of each coordinate; a one-hot code would hold levels times the data.
+        bins = train.values.indices(x) + levels * torch.arange(num_dims)
+        counts = bins.flatten().bincount(minlength=num_dims * levels).reshape(num_dims, levels) + 1.0
         histogram = torch.distributions.Categorical(counts)
         draws = histogram.sample(torch.Size([num])) / (levels - 1)
         log_density = histogram.log_prob(train.values.indices(held_out)).sum(-1)
@@ -224,14 +247,11 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _latent_dim(model: GenerativeModel) -> int | None:
-    """Size of the latent: what the family calls it, or ``None``."""
-    for name in ("latent_dim", "num_hidden", "num_components"):
+def _latent_size(model: GenerativeModel) -> tuple[int | None, str | None]:
+    """Size of the latent and what is counted; ``None`` for both where there is none."""
+    units = {"latent_dim": "dims", "num_hidden": "units", "num_components": "components"}
+    for name, unit in units.items():
         size = getattr(model, name, None)
         if isinstance(size, int):
-            return size
-    return None
-
-
-def _coordinates(x: Tensor) -> Tensor:
-    return x.flatten(1)
+            return size, unit
+    return None, None

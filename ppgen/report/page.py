@@ -30,6 +30,7 @@ class Page:
         environment: versions, device, seed, times.
         out: directory that holds the pictures.
         interrupted: whether something is missing because the run was stopped.
+        remarks: what is doubtful about the data.
     """
 
     data: DataSet
@@ -39,6 +40,7 @@ class Page:
     environment: dict[str, Any]
     out: Path
     interrupted: bool = False
+    remarks: Sequence[str] = ()
 
 
 def render(page: Page) -> str:
@@ -88,6 +90,7 @@ def _header(page: Page, title: str) -> str:
             '<p class="notice" role="status">This survey was interrupted. The same command goes on from '
             "where it stopped and keeps what is measured.</p>"
         )
+    notice += "".join(f'<p class="notice">{escape(remark)}</p>' for remark in page.remarks)
     return (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{notice}'
         f'<ul class="facts">{items}</ul>\n<nav aria-label="Families">{links}</nav>\n</header>'
@@ -117,7 +120,9 @@ def _family(page: Page, row: Row) -> str:
     if row.status == "done":
         parts.append(_pictures(page, row, place))
     else:
-        parts.append(f'<p><span class="status">{row.status}</span>: {escape(row.reason or "")}</p>')
+        parts.append(
+            f'<p><span class="status {row.status}">{row.status}</span>: {escape(row.reason or "")}</p>'
+        )
     if row.warnings:
         items = "".join(f"<li>{escape(w)}</li>" for w in row.warnings)
         parts.append(f'<ul class="warnings" aria-label="Warnings of the training">{items}</ul>')
@@ -197,22 +202,24 @@ def _method(page: Page) -> str:
         (
             "FID and KID",
             f"Fréchet and kernel distance between features of {compared} samples and of {compared} test "
-            "data. They can be compared within a table, not with figures of other features or other sizes. "
-            "The row “Training data” says what real data score.",
+            "data. They can be compared within a table, not with figures of other features. The Fréchet "
+            "distance of few data is too large, even between equal distributions; the kernel distance is "
+            "right on average, and so falls below 0 by chance. The row “Training data” says what as many "
+            "real data score. Standard errors by a jackknife over 20 groups.",
         ),
         (
             "Precision and recall",
             "Share of samples within the manifold of the data, and of data within that of the samples, by "
-            "nearest neighbours in feature space.",
+            "the third nearest neighbours in feature space. High precision with low recall is mode collapse.",
         ),
         (
             "Latent size",
-            "Dimensions of a continuous latent, hidden units, or components of a mixture. A flow has a "
-            "latent of the size of the data, which is not counted.",
+            "Dimensions (dims) of a continuous latent, hidden units of a Boltzmann machine, or components of "
+            "a mixture. A flow has a latent of the size of the data, which is not counted.",
         ),
         (
             "Seconds",
-            f"Wall clock on {env['device']} with {env['threads']} threads. Samples: {env['num_samples']} "
+            f"Wall clock on {env['device']} with {_threads(env)}. Samples: {env['num_samples']} "
             "draws after a first small one, scaled to 1000.",
         ),
     ]
@@ -224,14 +231,23 @@ def _footer(page: Page) -> str:
     env = page.environment
     versions = f"ppgen {env['ppgen']}, torch {env['torch']}, pyro {env['pyro']}, Python {env['python']}"
     run = (
-        f"{env['device']} ({env['platform']}, {env['threads']} threads), seed {env['seed']}, budget "
+        f"{env['device']} ({env['platform']}, {_threads(env)}), seed {env['seed']}, budget "
         f"{env['budget']:g} s, {env['seconds']:g} s in all, {env['date']}"
     )
     return (
         f"<footer>\n<p>{escape(versions)}.</p>\n<p>{escape(run)}.</p>\n<p>The same figures as files: "
-        '<a href="table.json">table.json</a>, <a href="table.csv">table.csv</a>; models in '
-        "<code>families/</code>, which <code>ppgen.load</code> reads.</p>\n</footer>"
+        '<a href="table.json">table.json</a>, <a href="table.csv">table.csv</a>.'
+        f"{_reload(page)}</p>\n</footer>"
     )
+
+
+def _reload(page: Page) -> str:
+    """How to have a model back, on the example of the first that was saved; from this folder."""
+    saved = [row.name for row in _families(page) if row.status == "done"]
+    if not saved:
+        return ""
+    code = escape(f'ppgen.load("families/{saved[0]}/model").sample(64)', quote=False)
+    return f" Every model is saved beside this page; from this folder: <code>{code}</code>"
 
 
 # -- pieces -------------------------------------------------------------------------------
@@ -272,6 +288,10 @@ def _key_facts(row: Row) -> list[str]:
 
 def _families(page: Page) -> list[Row]:
     return [row for row in page.rows if row.group == "family"]
+
+
+def _threads(env: dict[str, Any]) -> str:
+    return f"{env['threads']} thread{'s' if env['threads'] > 1 else ''}"
 
 
 def _shape(shape: Sequence[int]) -> str:

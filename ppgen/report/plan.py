@@ -52,6 +52,8 @@ class Settings:
             raise ConfigError(f"budget: expected a positive number of seconds, got {self.budget}")
         if self.threads < 1:
             raise ConfigError(f"threads: expected a positive integer, got {self.threads}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed: expected an integer from 0 to 2**32 - 1, got {self.seed}")
         if self.num_samples < 2:
             raise ConfigError(f"num_samples: expected 2 or more, got {self.num_samples}")
 
@@ -93,6 +95,9 @@ class Settings:
         for split in (data.train, data.validation, data.test):
             digest.update(str((split.x.dtype, tuple(split.x.shape))).encode())
             digest.update(split.x.detach().cpu().contiguous().numpy().tobytes())
+            # Features are made with the labels.
+            if split.y is not None:
+                digest.update(split.y.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

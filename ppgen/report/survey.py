@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ppgen.contract import GenerativeModel
 from ppgen.datasets import load
+from ppgen.datasets.declare import column_warnings
 from ppgen.datasets.split import DataSet
-from ppgen.errors import DataError, TrainingWarning
+from ppgen.errors import ConfigError, DataError, DataWarning, TrainingWarning
 from ppgen.inference.checkpoint import read_bundle, save_model
 from ppgen.inference.result import FitResult
 from ppgen.inference.svi import fit
@@ -32,9 +33,12 @@ from ppgen.report.page import Page, render
 from ppgen.report.pictures import draw_curves, draw_samples
 from ppgen.report.plan import Settings, choose, default_threads
 from ppgen.report.table import SCHEMA, Row, to_csv, to_json, write_atomically
+from ppgen.report.table_html import values_title
 
 DEFAULT_BUDGET = 150.0
 _RECORD = "record.json"
+# Two trainings count as alike where the seconds allowed to them differ by less than this share.
+_SAME_TIME = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class SurveyResult:
 
     @property
     def ok(self) -> bool:
-        """Whether every family has its figures."""
-        return not self.interrupted and all(row.status == "done" for row in self.rows)
+        """Whether every family has its figures, but for those that are not for such data."""
+        statuses = [row.status for row in self.rows if row.group == "family"]
+        return not self.interrupted and "done" in statuses and set(statuses) <= {"done", "skipped"}
 
     def to_frame(self) -> Any:
         """The table as a pandas ``DataFrame``, one line a row, as in ``table.csv``."""
@@ -67,9 +72,12 @@ class SurveyResult:
         return pd.DataFrame([row.flat() for row in self.rows])
 
     def __str__(self) -> str:
-        done = sum(row.status == "done" and row.group == "family" for row in self.rows)
-        of = sum(row.group == "family" for row in self.rows)
-        return "\n".join([f"{done} of {of} families measured: {self.path}", *self.findings])
+        statuses = [row.status for row in self.rows if row.group == "family"]
+        counted = f"{statuses.count('done')} of {len(statuses)} families measured"
+        skipped = statuses.count("skipped")
+        if skipped:
+            counted += f", {skipped} skipped (not for these data)"
+        return "\n".join([*self.findings, f"{counted}; the report is at {self.path}"])
 
 
 def survey(
@@ -83,16 +91,19 @@ def survey(
     num_samples: int = 1000,
     threads: int | None = None,
     progress: bool = True,
+    load_options: Mapping[str, Any] | None = None,
 ) -> SurveyResult:
     """Fit families on one data set and write the measured version of the textbook's table.
 
     Writes ``index.html`` (complete in itself), ``table.json``, ``table.csv``, and for each family
     a directory with its pictures and its saved model (:func:`ppgen.load` reads it). A second call with
-    the same arguments keeps what is done and goes on with what is not.
+    the same arguments keeps what is done and goes on with what is not; one with other families keeps
+    the rows whose training would have been given about the same time.
 
     Args:
         data: a registered name, a file (see :func:`ppgen.datasets.load`), or a data set.
-        families: names or :class:`~ppgen.models.family.Family` objects; all registered ones by default.
+        families: names or :class:`~ppgen.models.family.Family` objects; all registered ones by default,
+            of which those that are not for such data are skipped.
         budget: seconds of training over all families. What one leaves unused goes to those after it.
         device: as in :func:`ppgen.fit`.
         out: directory of the report.
@@ -101,25 +112,52 @@ def survey(
             them where there are fewer.
         threads: threads of torch on the CPU while the survey runs; by default one for small data,
             else as many as torch has now.
-        progress: show lines and bars on stderr.
+        progress: show lines on stderr, and bars where that is a terminal.
+        load_options: of :func:`ppgen.datasets.load` where ``data`` is a name or a file:
+            ``{"label": "species"}``.
 
     Raises:
-        ConfigError: an unknown family, or a budget, number of samples or of threads that is not positive.
-        DataError: data that cannot be read.
+        ConfigError: an unknown family, a seed out of range, or a budget, number of samples or of
+            threads that is not positive.
+        DataError: data that cannot be read, or fewer than 2 to train on.
         DeviceError: a device that is not there.
     """
     chosen = choose(families)
     place = find_device(device)
-    dataset = data if isinstance(data, DataSet) else load(data)
+    dataset, remarks = _data_and_remarks(data, load_options or {})
+    if len(dataset.train) < 2:
+        raise DataError(
+            f"data: a survey needs 2 training data or more, {dataset.name} leaves {len(dataset.train)}; "
+            "bring more rows"
+        )
     if threads is None:
         threads = default_threads(dataset.train.num_dims)
     settings = Settings(float(budget), place, seed, num_samples, threads, progress)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _Survey(dataset, chosen, settings, Path(out)).go()
+        return _Survey(dataset, chosen, settings, Path(out), remarks, by_name=families is not None).go()
     finally:
         torch.set_num_threads(before)
+
+
+def _data_and_remarks(
+    data: str | Path | DataSet, load_options: Mapping[str, Any]
+) -> tuple[DataSet, list[str]]:
+    """The data set, and what is doubtful about it, which is warned of as well."""
+    if isinstance(data, DataSet):
+        if load_options:
+            raise ConfigError(
+                "load_options: these are for a name or a file, and data is loaded; leave them out"
+            )
+        real = data.values.kind == "real"
+        return data, column_warnings(data.train.x, None, data.name) if real else []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load(data, **load_options)
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=3)
+    return dataset, [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
 
 
 @dataclass
@@ -130,6 +168,8 @@ class _Survey:
     families: list[Family]
     settings: Settings
     out: Path
+    remarks: list[str]
+    by_name: bool
     views: dict[str, View] = field(default_factory=dict)
     references: list[Row] = field(default_factory=list)
     rows: dict[str, Row] = field(default_factory=dict)
@@ -167,29 +207,41 @@ class _Survey:
     def _one(self, family: Family, left: int) -> Row:
         """The row of a family: kept from an earlier run, measured now, or saying what failed."""
         try:
-            view = self._view(family)
-            with forked_rng(self.settings.seed):
-                model = family.build(view.data.event_shape, view.data.values)
+            try:
+                view = self._view(family)
+                with forked_rng(self.settings.seed):
+                    model = family.build(view.data.event_shape, view.data.values, len(view.data.train))
+            except (ConfigError, DataError) as error:
+                # The family is not for such data; that is a failure only where it was asked for.
+                if self.by_name:
+                    raise
+                return replace(self._empty_row(family), status="skipped", reason=str(error))
             signature = self.settings.signature(family, model, view.data)
-            kept = self._kept(family, signature)
+            seconds = self._allowed(family, left)
+            kept = self._kept(family, signature, seconds)
             if kept is not None:
                 self.training += kept.train_seconds or 0.0
                 self._say("      kept from an earlier run")
                 return kept
-            result = self._train(family, model, view, left, signature)
+            result = self._train(family, model, view, seconds, signature)
             if result.stopped == "interrupted":
                 reason = f"interrupted after {result.epochs} epochs; the same command goes on from there"
                 return replace(self._empty_row(family), status="interrupted", reason=reason)
             self._say(f"      trained {result.seconds:.1f} s ({result.stopped}), measuring")
-            return self._measure(family, model, view, result, signature)
+            return self._measure(family, model, view, result, seconds, signature)
         except Exception as error:
             # Whatever one family does, the others get their turn; its row carries the message.
             return replace(
                 self._empty_row(family), status="failed", reason=f"{type(error).__name__}: {error}"
             )
 
+    def _allowed(self, family: Family, left: int) -> float:
+        """Seconds that a family may train: an equal share of what is left of the budget."""
+        share = max(1.0, (self.settings.budget - self.training) / left)
+        return float(min(share, family.fit_options.get("max_seconds", share)))
+
     def _train(
-        self, family: Family, model: GenerativeModel, view: View, left: int, signature: str
+        self, family: Family, model: GenerativeModel, view: View, seconds: float, signature: str
     ) -> FitResult:
         place = self._place(family)
         checkpoint = place / f"checkpoint-{signature[:12]}"
@@ -199,10 +251,8 @@ class _Survey:
         # A picture or record of other settings must not stand beside the new figures.
         for old in (*place.glob("*.png"), *place.glob("*.json")):
             old.unlink()
-        options = dict(family.fit_options)
-        share = max(1.0, (self.settings.budget - self.training) / left)
-        options["max_seconds"] = min(share, options.get("max_seconds", share))
-        self._say(f"      training on {len(view.data.train)} data, up to {options['max_seconds']:.0f} s")
+        options = {**family.fit_options, "max_seconds": seconds}
+        self._say(f"      training on {len(view.data.train)} data, up to {seconds:.0f} s")
         with warnings.catch_warnings():
             # They come back in the result, and the page shows them.
             warnings.simplefilter("ignore", TrainingWarning)
@@ -213,14 +263,21 @@ class _Survey:
                 seed=self.settings.seed,
                 device=self.settings.device,
                 checkpoint=checkpoint,
-                progress=self.settings.progress,
+                checkpoint_seconds=10.0,
+                progress=self.settings.progress and sys.stderr.isatty(),
                 **options,
             )
         self.training += result.seconds
         return result
 
     def _measure(
-        self, family: Family, model: GenerativeModel, view: View, result: FitResult, signature: str
+        self,
+        family: Family,
+        model: GenerativeModel,
+        view: View,
+        result: FitResult,
+        seconds: float,
+        signature: str,
     ) -> Row:
         place = self._place(family)
         settings = self.settings
@@ -245,6 +302,7 @@ class _Survey:
         record = {
             "schema": SCHEMA,
             "signature": signature,
+            "allowed_seconds": seconds,
             "row": row.to_json(),
             "test_nll": each,
             "pictures": sorted(path.name for path in place.glob("*.png")),
@@ -256,8 +314,11 @@ class _Survey:
             shutil.rmtree(checkpoint)
         return row
 
-    def _kept(self, family: Family, signature: str) -> Row | None:
-        """The row of an earlier run with the same signature whose model and pictures are whole."""
+    def _kept(self, family: Family, signature: str, seconds: float) -> Row | None:
+        """The row of an earlier run with the same signature whose model and pictures are whole.
+
+        And that was allowed about as many seconds, or needed fewer for the epochs that it was to do.
+        """
         place = self._place(family)
         try:
             record = json.loads((place / _RECORD).read_text(encoding="utf-8"))
@@ -267,6 +328,10 @@ class _Survey:
             if not all((place / name).is_file() for name in record["pictures"]):
                 return None
             row = Row.from_json(record["row"])
+            done = "epochs" in family.fit_options and row.stopped != "time"
+            alike = abs(record["allowed_seconds"] - seconds) <= _SAME_TIME * seconds
+            if not alike and not (done and float(row.train_seconds or 0.0) <= seconds):
+                return None
             self._remember(row, record["test_nll"])
             return row
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
@@ -291,7 +356,7 @@ class _Survey:
             data = data.binarised()
         key = str(data.values)
         if key not in self.views:
-            self._say(f"      preparing features and references of the {key} view")
+            self._say(f"      preparing features and references ({values_title(key).lower()})")
             view = View.of(data, num_samples=self.settings.num_samples, seed=self.settings.seed)
             for row, test_nll in reference_rows(view, seed=self.settings.seed):
                 self.references.append(row)
@@ -331,6 +396,7 @@ class _Survey:
             environment=environment,
             out=self.out,
             interrupted=interrupted,
+            remarks=self.remarks,
         )
         path = self.out / "index.html"
         write_atomically(self.out / "table.json", to_json(rows, environment))

@@ -17,7 +17,7 @@ from ppgen.errors import CheckpointError
 
 SCHEMA = 1
 
-Status = Literal["done", "failed", "interrupted", "pending"]
+Status = Literal["done", "failed", "skipped", "interrupted", "pending"]
 Group = Literal["reference", "family"]
 
 # The columns that hold a Number, in the order of the table.
@@ -75,7 +75,8 @@ class Row:
         group: a family, or a reference.
         values: what the coordinates of its data are; rows are comparable where this agrees.
         density: kind of the family's density: exact, lower_bound, unnormalised, ..., implicit.
-        status: done; failed or interrupted (``reason`` says why); pending: not begun.
+        status: done; failed, skipped (not for these data) or interrupted: ``reason`` says why;
+            pending: not begun.
         reason: why there are no figures.
         notes: measure to the reason why it has no number.
         bits_per_dim: test bits per dimension.
@@ -92,6 +93,7 @@ class Row:
         stopped: why training ended.
         sample_seconds: seconds that drawing 1000 samples takes.
         latent_dim: size of the latent; ``None`` where there is none.
+        latent_unit: what that size counts: dims, (hidden) units, or components of a mixture.
         num_parameters: how many numbers are learnt.
         has_components: whether it is a mixture: a discrete latent with an exact posterior.
         warnings: what the trainer found worth a look.
@@ -120,6 +122,7 @@ class Row:
     stopped: str | None = None
     sample_seconds: float | None = None
     latent_dim: int | None = None
+    latent_unit: str | None = None
     num_parameters: int | None = None
     has_components: bool = False
     warnings: Sequence[str] = ()

@@ -45,7 +45,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _legend() -> str:
     def label(kind: str) -> str:
-        return f'<span class="kind {kind}">{_KINDS[kind]}</span>'
+        return f'<span class="kind {kind}">{_KINDS[kind]}</span>:'
 
     return (
         '<p class="legend">What a family can say of its density: '
@@ -73,12 +73,7 @@ def _table(everything: Sequence[Row], group: str) -> str:
         ]
     )
     body = "\n".join(_table_row(row, best) for row in rows)
-    notes = [
-        f"<li>{escape(row.title)}, {escape(name.replace('_', ' '))}: {escape(note)}</li>"
-        for row in rows
-        for name, note in row.notes.items()
-        if not note.startswith(("none", "unnormalised")) and name in best
-    ]
+    notes = [f"<li>{escape(line)}</li>" for line in _footnotes(rows)]
     title = values_title(group)
     slug = "table-" + group.replace(" ", "-")
     footnotes = f'<ul class="footnotes">{"".join(notes)}</ul>' if notes else ""
@@ -92,6 +87,19 @@ def _table(everything: Sequence[Row], group: str) -> str:
     )
 
 
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    """Why figures are missing, each reason once, with the measures and rows that it holds for."""
+    headings = {name: head.rstrip(" ↑↓") for head, _, name, _ in _COLUMNS}
+    found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for row in rows:
+        for name in headings:
+            note = row.notes.get(name, "none")
+            if not note.startswith(("none", "unnormalised")):
+                titles, measures = found.setdefault(note, ({}, {}))
+                titles[row.title] = measures[headings[name]] = None
+    return [f"{', '.join(titles)} – no {', '.join(names)}: {note}" for note, (titles, names) in found.items()]
+
+
 def _table_row(row: Row, best: dict[str, str | None]) -> str:
     name = escape(row.title)
     if row.group == "family":
@@ -99,7 +107,7 @@ def _table_row(row: Row, best: dict[str, str | None]) -> str:
     head = f'<th scope="row">{name}</th><td class="text">{badge(row)}</td>'
     if row.status != "done":
         span = len(_COLUMNS) + 4
-        reason = f'<span class="status">{row.status}</span> {escape(row.reason or "")}'
+        reason = f'<span class="status {row.status}">{row.status}</span> {escape(row.reason or "")}'
         return (
             f'<tr class="{row.group} unmeasured">{head}<td class="reason" colspan="{span}">{reason}</td></tr>'
         )
@@ -107,7 +115,9 @@ def _table_row(row: Row, best: dict[str, str | None]) -> str:
     cells += [
         _plain(row.train_seconds, "{:.1f}"),
         _plain(row.sample_seconds, "{:.3f}"),
-        _plain(row.latent_dim, "{:,}"),
+        _plain(
+            row.latent_dim, "{:,}" + (f" <small>{escape(row.latent_unit)}</small>" if row.latent_unit else "")
+        ),
         _plain(row.num_parameters, "{:,}"),
     ]
     return f'<tr class="{row.group}">{head}{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

@@ -12,17 +12,25 @@ or, one test a promise::
     def test_contract(check):
         check(lambda: MyModel((3,), hidden=(8,)))
 
-A check raises :class:`AssertionError` where the promise is broken. Statistical ones reject a
-right model with probability :data:`~ppgen.testing.statistics.FALSE_ALARM_RATE`.
+``make`` is a function without arguments. It is called more than once, and always inside a
+seeded random state, so draw initial weights as usual. Keep the model tiny: a handful of
+coordinates and hidden units lets the whole suite run in seconds, and a model on a grid of up to
+4096 values in all has its probabilities summed. A conditional model takes integer labels below
+``context_dim`` here.
+
+A check raises :class:`AssertionError` where the promise is broken, also where the model raised
+something else on the way. Statistical ones reject a right model with probability
+:data:`~ppgen.testing.statistics.FALSE_ALARM_RATE`. Nothing global is changed.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
+import functools
 import math
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,20 +38,41 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
 from ppgen.contract import GenerativeModel, HasDefaultObjective, HasLogLikelihood, Kind
-from ppgen.errors import CapabilityError, ShapeError
+from ppgen.errors import CapabilityError, ShapeError, TrainingWarning
 from ppgen.inference.checkpoint import load_model, save_model
-from ppgen.inference.objectives.elbo import ELBO
+from ppgen.inference.objectives.elbo import ELBO, SiteRecorder, site_log_prob
 from ppgen.inference.svi import fit
 from ppgen.ops.random import forked_rng
-from ppgen.testing.statistics import assert_close_to
+from ppgen.testing.agreement import compare_on_grid, compare_on_reals
+from ppgen.testing.statistics import assert_same_distribution
 
 Maker = Callable[[], GenerativeModel]
 _BATCH = 12
+
+#: Every check by its name, in the order in which they are run.
+CHECKS: dict[str, Callable[[Maker], None]] = {}
+
+
+def _promise(check: Callable[[Maker], None]) -> Callable[[Maker], None]:
+    """Register a check, keep Pyro's parameter store out of it, and turn any error into a complaint."""
+
+    @functools.wraps(check)
+    def guarded(make: Maker) -> None:
+        with pyro.get_param_store().scope():
+            try:
+                check(make)
+            except AssertionError:
+                raise
+            except Exception as error:
+                raise AssertionError(f"{check.__name__}: {type(error).__name__}: {error}") from error
+
+    CHECKS[check.__name__] = guarded
+    return guarded
 
 
 def check_contract(make: Maker, *, skip: tuple[str, ...] = ()) -> None:
@@ -58,6 +87,7 @@ def check_contract(make: Maker, *, skip: tuple[str, ...] = ()) -> None:
             check(make)
 
 
+@_promise
 def legal_under_pyro(make: Maker) -> None:
     """Tracing, Predictive (both ways), Trace_ELBO and SVI run on the pair and leave no global state."""
     model, x, context = _start(make)
@@ -71,18 +101,88 @@ def legal_under_pyro(make: Maker) -> None:
                 drawn.shape == (5, *x.shape), f"Predictive(parallel={parallel}) gives {tuple(drawn.shape)}"
             )
         if model.density is not None:
-            vectorised = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
-            for estimator in (Trace_ELBO(), vectorised):
+            vectorised = _elbo(model, x, context, num_particles=3, vectorize_particles=True)
+            one_by_one = _elbo(model, x, context)
+            for estimator in (one_by_one, vectorised):
                 loss = estimator.loss(model.model, model.guide, x, context)
-                _expect(math.isfinite(loss), "Trace_ELBO is not finite")
+                _expect(math.isfinite(loss), f"{type(estimator).__name__} is not finite")
             before = _copy_of(model)
-            svi = SVI(model.model, model.guide, _adam(), Trace_ELBO())
+            svi = SVI(model.model, model.guide, _adam(), one_by_one)
             for _ in range(3):
                 svi.step(x, context)
             _expect(_changed(before, model), "pyro.infer.SVI changed no parameter")
     _expect(len(list(pyro.get_param_store().keys())) == 0, "Pyro's parameter store is no longer empty")
 
 
+@_promise
+def handlers(make: Maker) -> None:
+    """Pyro's handlers do to the pair what they do to any program."""
+    model, x, context = _start(make)
+    with forked_rng(0):
+        given: Any = poutine.trace(poutine.condition(model.model, {"x": x})).get_trace(
+            None, context, num=_BATCH
+        )
+        _expect(given.nodes["x"]["is_observed"], "poutine.condition does not reach the site 'x'")
+        trace: Any = poutine.trace(model.model).get_trace(None, context, num=_BATCH)
+        again: Any = poutine.trace(poutine.replay(model.model, trace=trace)).get_trace(
+            None, context, num=_BATCH
+        )
+        _expect(
+            torch.equal(trace.nodes["x"]["value"], again.nodes["x"]["value"]),
+            "poutine.replay gives another x",
+        )
+        free: Any = poutine.trace(poutine.uncondition(model.model)).get_trace(x, context)
+        _expect(not torch.equal(free.nodes["x"]["value"], x), "poutine.uncondition leaves x observed")
+        latents = {n: s["value"] for n, s in _latent_sites(trace).items()}
+        for name in latents:
+            hidden: Any = poutine.trace(poutine.block(model.model, hide=[name])).get_trace(x, context)
+            _expect(name not in hidden.nodes, f"poutine.block does not hide '{name}'")
+        if latents and not any(s["infer"].get("enumerate") for s in _latent_sites(trace).values()):
+            draws = {n: torch.stack([v, v]) for n, v in latents.items()}
+            for parallel in (False, True):
+                drawn = Predictive(model.model, draws, parallel=parallel)(None, context, num=_BATCH)["x"]
+                _expect(
+                    drawn.shape == (2, *x.shape), f"Predictive of posterior draws gives {tuple(drawn.shape)}"
+                )
+        if model.density is None:
+            return
+        half: Any = torch.arange(_BATCH) % 2 == 0
+        replayed: Any = poutine.trace(poutine.replay(model.model, trace=trace)).get_trace(x, context)
+        cut: Any = poutine.trace(poutine.do(model.model, latents)).get_trace(x, context)
+        kept, new = (t.nodes["x"]["fn"].log_prob(x) for t in (replayed, cut))
+        same = torch.allclose(kept, new, rtol=1e-4, atol=1e-4)
+        _expect(same, "under poutine.do on its latents, x does not follow their new values")
+        with SiteRecorder() as q:
+            model.guide(x, context)
+        plain, doubled, masked = (
+            _log_probs(handler(model.model), x, context, q.values)
+            for handler in (_itself, lambda f: poutine.scale(f, 2.0), lambda f: poutine.mask(f, half))
+        )
+        _expect(
+            torch.allclose(doubled, 2 * plain, rtol=1e-4, atol=1e-4), "poutine.scale does not scale the model"
+        )
+        _expect(
+            torch.allclose(masked, plain * half, rtol=1e-4, atol=1e-4), "poutine.mask does not mask the model"
+        )
+
+
+@_promise
+def pair_agrees_with_density(make: Maker) -> None:
+    """Exact densities: Pyro's estimate from the pair is ``log_likelihood``, so the pair defines the model."""
+    model, x, context = _start(make)
+    if model.density is not Kind.EXACT or not isinstance(model, HasLogLikelihood):
+        return
+    _perturb(model)
+    with torch.no_grad(), forked_rng(0):
+        evidence = -_elbo(model, x, context).loss(model.model, model.guide, x, context)
+        total = float(model.log_likelihood(x, context).value.sum())
+    _expect(
+        math.isclose(evidence, total, rel_tol=1e-4, abs_tol=1e-3),
+        f"log p(x) is {evidence:.6g} by the pair and {total:.6g} by log_likelihood",
+    )
+
+
+@_promise
 def shapes(make: Maker) -> None:
     """Samples have shape ``(num, *event_shape)``; x is observed in a plate of one dimension."""
     model, x, context = _start(make)
@@ -102,8 +202,9 @@ def shapes(make: Maker) -> None:
     _expect(False, "x of a wrong shape raised no ShapeError")
 
 
+@_promise
 def batch_of_one(make: Maker) -> None:
-    """One datum gives what it gives among others."""
+    """One datum gives what it gives among others, in samples, densities, model and guide."""
     model, x, context = _start(make)
     one = None if context is None else context[:1]
     _expect(model.sample(1, one, seed=1).shape == (1, *model.event_shape), "one sample has another shape")
@@ -111,8 +212,24 @@ def batch_of_one(make: Maker) -> None:
         alone = model.log_likelihood(x[:1], one).value
         among = model.log_likelihood(x, context).value[:1]
         _expect(torch.allclose(alone, among, rtol=1e-4, atol=1e-4), "a datum's density depends on its batch")
+    if model.density is None:
+        return
+    with torch.no_grad(), forked_rng(0), SiteRecorder() as q:
+        model.guide(x, context)
+    first = {name: value[:1] for name, value in q.values.items()}
+    for name, program in (("model", model.model), ("guide", model.guide)):
+        if name == "guide" and not first:
+            continue
+        with torch.no_grad(), forked_rng(0):
+            among = _log_probs(program, x, context, q.values)[:1]
+            alone = _log_probs(program, x[:1], one, first)
+        _expect(
+            torch.allclose(alone, among, rtol=1e-4, atol=1e-4),
+            f"a datum's log-probability in the {name} depends on its batch",
+        )
 
 
+@_promise
 def context(make: Maker) -> None:
     """A conditional model wants context and uses it; an unconditional one refuses it."""
     model, x, context = _start(make)
@@ -128,8 +245,12 @@ def context(make: Maker) -> None:
         other = (context + 1) % model.context_dim
         same = torch.equal(model.sample(_BATCH, context, seed=3), model.sample(_BATCH, other, seed=3))
         _expect(not same, "samples do not depend on the context")
+        if isinstance(model, HasLogLikelihood):
+            same = torch.equal(_seeded_likelihood(model, x, context), _seeded_likelihood(model, x, other))
+            _expect(not same, "the density does not depend on the context")
 
 
+@_promise
 def seeds(make: Maker) -> None:
     """A seed repeats the draws and leaves the global generator as it was."""
     model, _, context = _start(make)
@@ -140,13 +261,18 @@ def seeds(make: Maker) -> None:
         _expect(torch.equal(state, torch.get_rng_state()), "sample(seed=...) moved the global generator")
 
 
+@_promise
 def state_round_trip(make: Maker) -> None:
     """``state_dict``, deepcopy, pickle, and save/load carry everything that is learnt."""
     model, x, context = _start(make)
-    _perturb(model)
+    with warnings.catch_warnings(), forked_rng(0):  # an epoch, for what training alone sets
+        warnings.simplefilter("ignore", TrainingWarning)
+        data = x if context is None else (x, context)
+        fit(model, data, epochs=1, batch_size=5, device="cpu", progress=False)
+    _perturb(model.eval())
     if model.density is not None:
         with forked_rng(0):  # a pass under Pyro must not make the model unpicklable
-            Trace_ELBO().loss(model.model, model.guide, x, context)
+            _elbo(model, x, context).loss(model.model, model.guide, x, context)
     with forked_rng(99):
         fresh = make().eval()
     fresh.load_state_dict(model.state_dict())
@@ -158,11 +284,17 @@ def state_round_trip(make: Maker) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder) / "model")
         copies["save/load"] = load_model(Path(folder) / "model").eval()
+    density = isinstance(model, HasLogLikelihood)
     expected = model.sample(_BATCH, context, seed=2)
+    log_density = _seeded_likelihood(model, x, context) if density else None
     for name, other in copies.items():
         _expect(torch.equal(other.sample(_BATCH, context, seed=2), expected), f"{name} gives another model")
+        if log_density is not None:
+            same = torch.equal(_seeded_likelihood(other, x, context), log_density)
+            _expect(same, f"{name} gives another density")
 
 
+@_promise
 def instances_stay_apart(make: Maker) -> None:
     """Training one instance leaves another as it was."""
     model, x, context = _start(make)
@@ -181,6 +313,7 @@ def instances_stay_apart(make: Maker) -> None:
         _expect(_changed(before, other), "the second instance in the process does not train")
 
 
+@_promise
 def fresh_density_after_update(make: Maker) -> None:
     """The same tensor after a change of weights gives the density of the new weights."""
     model, x, context = _start(make)
@@ -189,12 +322,15 @@ def fresh_density_after_update(make: Maker) -> None:
     old = _seeded_likelihood(model, x, context)
     _perturb(model)
     new = _seeded_likelihood(model, x, context)
-    fresh = copy.deepcopy(model)
+    with forked_rng(1):  # a copy would share what is stale
+        fresh = make().eval()
+    fresh.load_state_dict(model.state_dict())
     _expect(not torch.equal(old, new), "a stale density: it did not change with the weights")
     expected = _seeded_likelihood(fresh, x.clone(), context)
     _expect(torch.allclose(new, expected, rtol=1e-4, atol=1e-4), "the density is not that of the new weights")
 
 
+@_promise
 def float64(make: Maker) -> None:
     """After ``.double()`` everything is float64, forwards and backwards."""
     model, x, context = _start(make)
@@ -205,8 +341,12 @@ def float64(make: Maker) -> None:
         if isinstance(model, HasLogLikelihood):
             value = model.log_likelihood(x.double(), context).value
             _expect(value.dtype == torch.float64, f"log_likelihood is {value.dtype}")
+        loss = _objective(model)(model.model, model.guide, x.double(), context)
+        _expect(loss.dtype == torch.float64, f"the loss is {loss.dtype}")
+        loss.backward()
 
 
+@_promise
 def device_walk(make: Maker) -> None:
     """Everything moves with the model: to ``meta``, and to CUDA where there is one."""
     model, x, context = _start(make)
@@ -219,15 +359,18 @@ def device_walk(make: Maker) -> None:
         replayed = poutine.replay(model.model, trace=guide_trace)
         trace: Any = poutine.trace(replayed).get_trace(x.to("meta"), elsewhere)
         for name, site in trace.nodes.items():
-            if site["type"] == "sample":
+            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
                 _expect(
                     site["value"].device.type == "meta", f"site '{name}' stayed on {site['value'].device}"
                 )
         if model.density is not None:
+            generated = model.model(None, elsewhere, num=_BATCH)
+            _expect(generated.device.type == "meta", "generated x stayed on another device")
             log_prob = trace.nodes["x"]["fn"].log_prob(x.to("meta"))
             _expect(log_prob.device.type == "meta", "the density of x stayed on another device")
 
 
+@_promise
 def subsampled_plate(make: Maker) -> None:
     """A batch of a population of num has its log-probability scaled by num / B, in model and guide."""
     model, x, context = _start(make)
@@ -247,6 +390,7 @@ def subsampled_plate(make: Maker) -> None:
             )
 
 
+@_promise
 def gradients(make: Maker) -> None:
     """The default objective's gradient reaches every parameter."""
     model, x, context = _start(make)
@@ -265,11 +409,13 @@ def gradients(make: Maker) -> None:
     _expect(not missed, f"no gradient reaches {missed}")
 
 
+@_promise
 def trains(make: Maker) -> None:
     """``ppgen.fit`` runs, gives finite figures, and leaves the global generator as it was."""
     model, x, context = _start(make)
     data = x if context is None else (x, context)
-    with forked_rng(4):
+    with warnings.catch_warnings(), forked_rng(4):
+        warnings.simplefilter("ignore", TrainingWarning)  # two epochs are no training
         state = torch.get_rng_state()
         result = fit(model, data, epochs=2, batch_size=5, device="cpu", progress=False)
         _expect(torch.equal(state, torch.get_rng_state()), "fit moved the global generator")
@@ -277,6 +423,7 @@ def trains(make: Maker) -> None:
     _expect(all(math.isfinite(row["loss"] or 0.0) for row in result.history), "a loss is not finite")
 
 
+@_promise
 def sampling_agrees_with_density(make: Maker) -> None:
     """Exact densities: samples and density describe one distribution.
 
@@ -287,35 +434,28 @@ def sampling_agrees_with_density(make: Maker) -> None:
     model, _, context = _start(make)
     if model.density is not Kind.EXACT or not isinstance(model, HasLogLikelihood):
         return
+    _perturb(model)  # at its start a model may be special: a flow that is the identity
     num = 20_000
-    options = _repeated(context, num)
-    draws = model.sample(num, options, seed=7)
-    levels = model.support.levels
-    if levels is None:
-        _compare_on_reals(model, draws, options)
-    elif levels ** model.event_shape.numel() <= 4096:
-        _compare_on_grid(model, draws, levels, context)
+    for options in _constant_contexts(context, num):
+        draws = model.sample(num, options, seed=7)
+        levels = model.support.levels
+        if levels is None:
+            compare_on_reals(model, draws, options)
+        elif levels ** model.event_shape.numel() <= 4096:
+            compare_on_grid(model, draws, levels, options)
 
 
-CHECKS: dict[str, Callable[[Maker], None]] = {
-    check.__name__: check
-    for check in (
-        legal_under_pyro,
-        shapes,
-        batch_of_one,
-        context,
-        seeds,
-        state_round_trip,
-        instances_stay_apart,
-        fresh_density_after_update,
-        float64,
-        device_walk,
-        subsampled_plate,
-        gradients,
-        trains,
-        sampling_agrees_with_density,
-    )
-}
+@_promise
+def sampling_agrees_with_model(make: Maker) -> None:
+    """``sample`` draws from the model program, and one draw does not depend on the others."""
+    model, _, context = _start(make)
+    _perturb(model)
+    num = 2000
+    for options in _constant_contexts(context, num):
+        with torch.no_grad(), forked_rng(3):
+            traced: Any = poutine.trace(model.model).get_trace(None, options, num=num)
+        draws = model.sample(num, options, seed=4)
+        assert_same_distribution(draws, traced.nodes["x"]["value"], "sample and model")
 
 
 # -- helpers ------------------------------------------------------------------------------
@@ -327,6 +467,38 @@ def _start(make: Maker) -> tuple[GenerativeModel, Tensor, Tensor | None]:
         model = make().eval()
     context = torch.arange(_BATCH) % model.context_dim if model.context_dim else None
     return model, model.sample(_BATCH, context, seed=0), context
+
+
+def _constant_contexts(context: Tensor | None, num: int) -> list[Tensor | None]:
+    """The first and the second context, each for ``num`` data."""
+    return [None] if context is None else [c.expand(num, *context.shape[1:]) for c in context[:2, None]]
+
+
+def _itself(program: Callable[..., Any]) -> Callable[..., Any]:
+    return program
+
+
+def _latent_sites(trace: Any) -> dict[str, Any]:
+    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {n: s for n, s in sites.items() if n != "x" and type(s["fn"]).__name__ != "_Subsample"}
+
+
+def _elbo(model: GenerativeModel, x: Tensor, context: Tensor | None, **options: Any) -> Any:
+    """Pyro's estimator for the pair: with enumeration where the model marks latents for it."""
+    with torch.no_grad(), forked_rng(0):
+        trace: Any = poutine.trace(model.model).get_trace(x, context)
+    enumerates = any(site["infer"].get("enumerate") for site in _latent_sites(trace).values())
+    return (TraceEnum_ELBO if enumerates else Trace_ELBO)(max_plate_nesting=1, **options)
+
+
+def _log_probs(
+    program: Callable[..., Any], x: Tensor, context: Tensor | None, given: dict[str, Tensor]
+) -> Tensor:
+    """Log-probability of all sites of a program, one value a datum; latents not given are drawn."""
+    with forked_rng(2), SiteRecorder(given) as recorder:
+        program(x, context)
+    terms = [site_log_prob(site) for site in recorder.sites.values()]
+    return torch.stack([term.expand(len(x)) for term in terms]).sum(0)
 
 
 def _adam() -> PyroOptim:
@@ -373,58 +545,3 @@ def _walk_to_cuda(model: GenerativeModel, x: Tensor, context: Tensor | None) -> 
     if here is not None:
         there = _seeded_likelihood(model, x.to("cuda"), elsewhere).cpu()
         _expect(torch.allclose(here, there, rtol=1e-3, atol=1e-3), "CUDA and CPU give different densities")
-
-
-def _compare_on_grid(model: Any, draws: Tensor, levels: int, context: Tensor | None) -> None:
-    size = model.event_shape.numel()
-    values = torch.linspace(0, 1, levels, dtype=draws.dtype)
-    every = torch.tensor(list(itertools.product(values.tolist(), repeat=size)), dtype=draws.dtype)
-    every = every.reshape(-1, *model.event_shape)
-    options = _repeated(context, len(every))
-    with torch.no_grad():
-        probability = model.log_likelihood(every, options).value.double().exp()
-    _expect(abs(float(probability.sum()) - 1) < 1e-4, f"probabilities sum to {float(probability.sum()):.6f}")
-    weights = levels ** torch.arange(size - 1, -1, -1)
-    codes = ((draws.flatten(1) * (levels - 1)).round().long() * weights).sum(-1)
-    counts = torch.bincount(codes, minlength=len(every)).double()
-    often = probability * len(draws) >= 10  # the normal approximation of a count
-    error = (probability * (1 - probability) / len(draws)).sqrt()
-    assert_close_to(counts[often] / len(draws), probability[often], error[often], "frequencies")
-
-
-def _compare_on_reals(model: Any, draws: Tensor, options: Tensor | None) -> None:
-    flat = draws.double().flatten(1)
-    centre, spread = flat.mean(0), torch.cov(flat.T).reshape(flat.shape[1], -1)
-    ridge = 1e-6 * torch.eye(len(spread), dtype=spread.dtype) * spread.diagonal().mean()
-    factor = torch.linalg.cholesky(1.5 * spread + ridge)
-    with forked_rng(8):
-        normal = torch.randn(len(flat), flat.shape[1], dtype=torch.float64)
-        shrink = (
-            torch.distributions.Chi2(torch.tensor(4.0, dtype=torch.float64)).sample((len(flat), 1)) / 4
-        ).sqrt()
-    proposals = centre + (normal / shrink) @ factor.T
-    log_q = _student_log_density(normal / shrink, 4.0) - factor.diagonal().log().sum()
-    with torch.no_grad():
-        log_p = model.log_likelihood(proposals.to(draws.dtype).reshape(draws.shape), options).value.double()
-    weight = (log_p - log_q).exp()[:, None]
-
-    def features(x: Tensor) -> Tensor:
-        z = torch.linalg.solve_triangular(factor, (x - centre).T, upper=False).T
-        return torch.cat([torch.ones_like(z[:, :1]), z.tanh(), (z**2).tanh(), (z[:, :1] * z).tanh()], dim=-1)
-
-    ours, theirs = features(flat), weight * features(proposals)
-    error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
-    assert_close_to(theirs.mean(0), ours.mean(0), error, "means under density and samples")
-
-
-def _repeated(context: Tensor | None, num: int) -> Tensor | None:
-    """The first row of the context for each of ``num`` data."""
-    return None if context is None else context[:1].expand(num, *context.shape[1:])
-
-
-def _student_log_density(x: Tensor, freedom: float) -> Tensor:
-    """Log density of the standard multivariate Student t at each row; nats."""
-    size = x.shape[1]
-    constant = math.lgamma((freedom + size) / 2) - math.lgamma(freedom / 2)
-    constant -= size / 2 * math.log(freedom * math.pi)
-    return constant - (freedom + size) / 2 * torch.log1p((x**2).sum(-1) / freedom)

@@ -49,7 +49,7 @@ def test_resumes_to_the_same_bits(family: Family, tmp_path: Path) -> None:
 
     def run(steps: int | None, checkpoint: Path | None) -> tuple[GenerativeModel, ppgen.inference.FitResult]:
         with forked_rng(3):
-            model = family.build(data.event_shape, data.values)
+            model = family.build(data.event_shape, data.values, len(train))
         objective = model.default_objective() if isinstance(model, HasDefaultObjective) else ELBO()
         if steps is not None:
             objective = interrupted_after(steps, objective)

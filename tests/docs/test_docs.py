@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,12 +18,22 @@ import nbformat
 import pytest
 
 import ppgen
+from ppgen.cli import _parser
 from ppgen.ops.random import forked_rng
+from ppgen.report.plan import choose
 from ppgen.testing.contract import check_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
-PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "how-to" / "add-a-family.md"]
+PAGES = [ROOT / "README.md"] + sorted(
+    page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "generated"} & {*page.parts}
+)
+
+
+def _blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in a language; commands have none."""
+    fences = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [block for named, block in fences if named == language]
 
 
 def _environment() -> dict[str, str]:
@@ -54,23 +66,40 @@ def test_tutorial_runs_as_a_script(tutorial: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if _blocks(page, "python")], ids=lambda path: path.stem
+)
 def test_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every Python block of a page, in order and in one namespace, with fits of one epoch."""
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks
     short = functools.partial(ppgen.fit, epochs=1, progress=False)
     monkeypatch.setitem(vars(ppgen), "fit", short)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "page"}
     with forked_rng(0):
-        for block in blocks:
+        for block in _blocks(page, "python"):
             exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_commands_of_the_pages_are_understood() -> None:
+    """Every line that starts with ``ppgen`` is parsed, and its families exist; every make target too."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    surveyed = 0
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for line in "".join(_blocks(page)).splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["make"]:
+                assert {word for word in words[1:] if "=" not in word} <= targets, line
+            if words[:1] == ["ppgen"]:
+                options = _parser().parse_args(words[1:])
+                if options.families:
+                    assert choose(options.families.split(","))
+                surveyed += 1
+    assert surveyed >= 3
 
 
 def test_family_of_the_how_to_keeps_the_contract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = ROOT / "docs" / "how-to" / "add-a-family.md"
-    (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = _blocks(page, "python")
     (tmp_path / "family_of_the_how_to.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     family = importlib.import_module("family_of_the_how_to").DiagonalGaussian
@@ -99,6 +128,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(
         ROOT / "docs", folder / "docs", ignore=lambda _, names: {"_build", "generated"} & {*names}
     )
+    shutil.copytree(ROOT / "benchmarks" / "results", folder / "benchmarks" / "results")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
         [*command, folder / "docs", folder / "html"],
@@ -143,3 +173,27 @@ def test_site_has_the_reference(site: Path) -> None:
     page = (site / "html" / "api" / "generated" / "ppgen.contract.html").read_text()
     assert 'id="ppgen.contract.GenerativeModel"' in page
     assert 'id="ppgen.fit"' in (site / "html" / "api" / "ppgen.html").read_text()
+
+
+@pytest.mark.timeout(600)
+def test_pages_need_no_network(site: Path) -> None:
+    """Formulas are MathML, and no page loads a script, a style or a font from elsewhere."""
+    pages = [path.read_text() for path in (site / "html").rglob("*.html")]
+    assert sum(page.count("<math ") for page in pages) >= 20
+    loaded = re.compile(
+        r"<(?:script|img|iframe)[^>]* src=\"https?:|<link[^>]* rel=\"stylesheet\"[^>]* href=\"https?:"
+    )
+    assert [page[:200] for page in pages if loaded.search(page)] == []
+
+
+@pytest.mark.timeout(600)
+def test_speed_shows_the_committed_figures(site: Path) -> None:
+    page = re.sub(r"<[^>]+>", " ", (site / "html" / "explanation" / "speed.html").read_text())
+    words = " ".join(page.split())
+    assert "{{" not in words
+    rows = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text())["rows"]
+    assert {row["benchmark"] for row in rows} == {"flows", "gmm_em", "rbm PCD epoch", "vae_step"}
+    for row in rows:
+        figures = f"{row['peer']} {row['ours_ms']:.2f} {row['peer_ms']:.2f} {row['ratio']:.2f}"
+        assert figures in words
+        assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"], rel=5e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch.func import functional_call, hessian
 from ppgen.contract import GenerativeModel
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.inference.objectives.adversarial import Adversarial, AdversarialStepper, gradient_penalty
-from ppgen.inference.objectives.base import Program
+from ppgen.inference.objectives.base import Program, StepOptions
 from ppgen.models.gan import GAN
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_close_to, assert_mean
@@ -51,9 +50,7 @@ def make_stepper(
     optimizer: Callable[[Any], torch.optim.Optimizer] = adam,
     clip_norm: float | None = None,
 ) -> AdversarialStepper:
-    return objective.stepper(
-        gan.model, gan.guide, list(gan.parameters()), optimizer, clip_norm, contextlib.nullcontext
-    )
+    return objective.stepper(gan.model, gan.guide, StepOptions(list(gan.parameters()), optimizer, clip_norm))
 
 
 def snapshot(module: nn.Module) -> list[Tensor]:
@@ -571,7 +568,6 @@ def test_data_of_another_shape_are_refused() -> None:
 
 def test_a_game_with_one_player_is_refused() -> None:
     gan = small_gan()
+    options = StepOptions(list(gan.generator.parameters()), adam)
     with pytest.raises(ConfigError, match="0 tensors of the critic"):
-        Adversarial().stepper(
-            gan.model, gan.guide, list(gan.generator.parameters()), adam, None, contextlib.nullcontext
-        )
+        Adversarial().stepper(gan.model, gan.guide, options)

@@ -229,3 +229,17 @@ def test_arguments_of_another_version_are_said_so(tmp_path: Path) -> None:
         write_bundle(tmp_path / "other", tree | {"config": tree["config"] | change})
         with pytest.raises(CheckpointError, match=match):
             ppgen.load(tmp_path / "other")
+
+
+def test_what_is_no_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("keep me")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "data.csv").write_text("keep me too")
+    for target in (tmp_path / "notes.txt", tmp_path / "folder", tmp_path):
+        with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+            write_bundle(target, TREE)
+    assert (tmp_path / "notes.txt").read_text() == "keep me"
+    assert (tmp_path / "folder" / "data.csv").read_text() == "keep me too"
+    (tmp_path / "empty").mkdir()
+    write_bundle(tmp_path / "empty", {"step": 1})
+    assert read_bundle(tmp_path / "empty")["step"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ppgen.datasets.split import Split
 from ppgen.datasets.values import BINARY
 from ppgen.distributions.boltzmann import Harmonium
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
-from ppgen.inference.objectives.base import GradientStepper
+from ppgen.inference.objectives.base import GradientStepper, StepOptions
 from ppgen.inference.objectives.contrastive_divergence import ClosedFormStepper, ContrastiveDivergence
 from ppgen.inference.svi import fit
 from ppgen.models import RealNVP
@@ -58,9 +57,7 @@ def stepper(
     make: Callable[..., torch.optim.Optimizer] = DESCENT,
     clip_norm: float | None = None,
 ) -> GradientStepper:
-    made = objective.stepper(
-        rbm.model, rbm.guide, list(rbm.parameters()), make, clip_norm, contextlib.nullcontext
-    )
+    made = objective.stepper(rbm.model, rbm.guide, StepOptions(list(rbm.parameters()), make, clip_norm))
     assert isinstance(made, GradientStepper)
     return made
 
@@ -207,9 +204,7 @@ def test_other_machines_take_the_gradient_step() -> None:
     trainable = [p for p in frozen.parameters() if p.requires_grad]
     gaussian = machine((3,), visible="gaussian")
     for rbm, parameters in ((frozen, trainable), (gaussian, list(gaussian.parameters()))):
-        step = ContrastiveDivergence().stepper(
-            rbm.model, rbm.guide, parameters, DESCENT, None, contextlib.nullcontext
-        )
+        step = ContrastiveDivergence().stepper(rbm.model, rbm.guide, StepOptions(parameters, DESCENT))
         assert type(step) is GradientStepper
         before = rbm.hidden_bias.detach().clone()
         with forked_rng(0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,16 @@ import torch
 from torch import Tensor
 
 from ppgen import metrics
-from ppgen.datasets.split import Split
+from ppgen.datasets.split import DataSet, Split
 from ppgen.datasets.values import BINARY, REAL, grid
 from ppgen.errors import ConfigError, DataError, ShapeError
-from ppgen.metrics import FeatureMap, classifier_features, to_data_space
+from ppgen.metrics import (
+    FeatureMap,
+    classifier_features,
+    kernel_distance,
+    standardised_features,
+    to_data_space,
+)
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +190,40 @@ def test_no_function_has_the_name_of_a_module() -> None:
     modules = {info.name for info in pkgutil.iter_modules(metrics.__path__)}
     assert modules >= {"likelihood", "frechet", "kernel", "neighbours", "features"}
     assert not modules & set(metrics.__all__)
+
+
+def test_standardised_features_know_no_unit() -> None:
+    x = _normal(50, 3)
+    scaled = x * torch.tensor([1.0, 100.0, 0.0]) + torch.tensor([0.0, 5.0, 2.0])
+    found = standardised_features(Split(scaled))(scaled)
+    expected = (x - x.mean(0)).double() / x.double().std(0)
+    torch.testing.assert_close(found[:, :2], expected[:, :2], atol=1e-5, rtol=1e-5)
+    assert bool((found[:, 2] == 0).all())
+    # Levels share one unit, hence one deviation.
+    levels = Split(torch.tensor([[0.0, 0.0], [1.0, 0.25], [0.0, 0.25]]), None, grid(5))
+    apart = standardised_features(levels)(levels.x).std(0)
+    assert float(apart[0] / apart[1]) == pytest.approx(4.0)
+    with pytest.raises(DataError, match="2 data or more"):
+        standardised_features(Split(x[:1]))
+
+
+def test_what_is_no_split_or_no_tensor_is_named() -> None:
+    split = Split(_normal(20, 2))
+    whole: Any = DataSet("all", split, split, split)
+    array: Any = split.x.numpy()
+    with pytest.raises(DataError, match="train: expected a Split, got a DataSet"):
+        classifier_features(whole)
+    with pytest.raises(DataError, match="train: expected a Split, got a Tensor"):
+        standardised_features(whole.train.x)
+    with pytest.raises(DataError, match="held_out: expected a Split"):
+        classifier_features(split, held_out=whole)
+    with pytest.raises(DataError, match=r"real: expected a tensor, got a Split; pass its \.x"):
+        kernel_distance(whole.train, split.x)
+    with pytest.raises(DataError, match="generated: expected a tensor, got a ndarray"):
+        kernel_distance(split.x, array)
+    with pytest.raises(ConfigError, match="seed"):
+        classifier_features(split, seed=-1)
+
+
+def test_dir_lists_the_metrics() -> None:
+    assert set(metrics.__all__) <= set(dir(metrics))

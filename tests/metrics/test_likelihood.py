@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.contract import Estimate, GenerativeModel, Kind
-from ppgen.datasets.split import Split
+from ppgen.datasets.split import DataSet, Split
 from ppgen.datasets.values import BINARY, REAL, Values, grid
 from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
 from ppgen.metrics import bits_per_dim, log_likelihoods, nll
@@ -395,3 +395,14 @@ def test_zero_probability_is_an_infinite_nll_with_an_infinite_error() -> None:
     found = nll(model, Split(_levels(20, 2, 2), values=BINARY))
     assert float(found.value) == float(found.std_error) == math.inf
     assert float(bits_per_dim(model, Split(_levels(20, 2, 2), values=BINARY)).value) == math.inf
+
+
+def test_a_data_set_is_not_a_split() -> None:
+    split = Split(_normal(5, 2))
+    model = Factorised((2,))
+    whole: Any = DataSet("all", split, split, split)
+    array: Any = split.x.numpy()
+    with pytest.raises(DataError, match=r"got a DataSet.*data\.test"):
+        nll(model, whole)
+    with pytest.raises(DataError, match="got a ndarray.*as_split"):
+        nll(model, array)

@@ -152,7 +152,7 @@ def test_digits_in_nats() -> None:
     found = []
     for seed in range(5):
         with forked_rng(seed):
-            model = FAMILY.build(torch.Size([64]), BINARY)
+            model = FAMILY.build(torch.Size([64]), BINARY, 1437)
         assert isinstance(model, BernoulliMixture)
         fit(model, Split(x[:1437], values=BINARY), epochs=60, seed=seed, progress=False, device="cpu")
         found.append(-float(model.log_likelihood(x[1437:]).value.mean()))

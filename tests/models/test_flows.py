@@ -383,8 +383,8 @@ def test_wrong_shapes_are_named(family: Class) -> None:
 @pytest.mark.parametrize("family", [maf.FAMILY, real_nvp.FAMILY])
 def test_registration_builds_for_levels_and_for_reals(family: Any) -> None:
     with forked_rng(0):
-        on_levels = family.build(torch.Size((1, 4, 4)), grid(17))
-        on_reals = family.build(torch.Size((2,)), REAL)
+        on_levels = family.build(torch.Size((1, 4, 4)), grid(17), 100)
+        on_reals = family.build(torch.Size((2,)), REAL, 100)
         assert on_levels.config["num_bins"] == 17
         assert on_reals.config["num_bins"] is None
         assert family.conditional_example().context_dim == 3
@@ -405,7 +405,7 @@ def test_digits_beat_the_best_mixture_of_diagonal_normals(family: Any) -> None:
     images = torch.as_tensor(load_digits().data, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     train, validation, test = images[:1293], images[1293:1437], images[1437:]
     with forked_rng(0):
-        flow = family.build(torch.Size((1, 8, 8)), values)
+        flow = family.build(torch.Size((1, 8, 8)), values, 1437)
     fit(
         flow,
         Split(train, values=values),

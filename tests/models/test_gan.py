@@ -301,9 +301,9 @@ def test_inputs_that_do_not_fit() -> None:
 
 def test_the_family_builds_for_its_values() -> None:
     with forked_rng(0):
-        digits = FAMILY.build(torch.Size((1, 8, 8)), grid(17))
-        photos = FAMILY.build(torch.Size((3, 32, 32)), grid(256))
-        table = FAMILY.build(torch.Size((5,)), REAL)
+        digits = FAMILY.build(torch.Size((1, 8, 8)), grid(17), 1437)
+        photos = FAMILY.build(torch.Size((3, 32, 32)), grid(256), 100)
+        table = FAMILY.build(torch.Size((5,)), REAL, 100)
         assert FAMILY.conditional_example is not None
         assert FAMILY.conditional_example().context_dim == 3
     assert [m.config["architecture"] for m in (digits, photos, table)] == ["mlp", "conv", "mlp"]
@@ -334,7 +334,7 @@ def test_it_learns_all_ten_digits() -> None:
     digits = load_digits()
     images = torch.tensor(digits.images[:1437] / 16, dtype=torch.float32)[:, None]
     with forked_rng(0):
-        gan = FAMILY.build(torch.Size((1, 8, 8)), grid(17))
+        gan = FAMILY.build(torch.Size((1, 8, 8)), grid(17), 1437)
     with pytest.raises(AssertionError, match="classes"):
         check_digits(gan.sample(1437, seed=1), images, digits.target[:1437])
     result = fit(gan, Split(images, values=grid(17)), **FAMILY.fit_options, progress=False, device="cpu")

@@ -275,7 +275,7 @@ def test_digits_in_bits_per_dimension() -> None:
     found = []
     for seed in range(5):
         with forked_rng(seed):
-            model = FAMILY.build(torch.Size([64]), values)
+            model = FAMILY.build(torch.Size([64]), values, 1437)
         assert isinstance(model, GaussianMixture)
         fit(model, Split(x[:1437], values=values), epochs=60, seed=seed, progress=False, device="cpu")
         with forked_rng(100 + seed):
@@ -289,6 +289,12 @@ def test_digits_in_bits_per_dimension() -> None:
 def test_the_family_fits_its_values() -> None:
     with forked_rng(0):
         assert FAMILY.example().support == REAL
-        coarse, real = (FAMILY.build(torch.Size([4]), values) for values in (grid(17), REAL))
+        coarse, real = (FAMILY.build(torch.Size([4]), values, 100) for values in (grid(17), REAL))
     assert coarse.config["min_variance"] == pytest.approx(1 / (12 * 17**2))
     assert real.config["min_variance"] == 1e-6
+
+
+def test_the_survey_asks_for_few_components_where_data_are_few() -> None:
+    with forked_rng(0):
+        sizes = [FAMILY.build(torch.Size([2]), REAL, num).config["num_components"] for num in (5, 100, 5000)]
+    assert sizes == [1, 10, 60]

@@ -297,7 +297,7 @@ def test_support_follows_the_visible_units() -> None:
     assert machine().support == BINARY
     assert machine(visible="gaussian").support == REAL
     with forked_rng(0):
-        assert FAMILY.build(torch.Size((2,)), REAL).support == REAL
+        assert FAMILY.build(torch.Size((2,)), REAL, 100).support == REAL
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,17 @@ def test_sixteen_hidden_units_on_digits() -> None:
 
     x = torch.as_tensor(load_digits().data >= 8).float()
     with forked_rng(0):
-        rbm = FAMILY.build(x.shape[1:], BINARY)
+        rbm = FAMILY.build(x.shape[1:], BINARY, len(x))
     train, validation = Split(x[:1257], values=BINARY), Split(x[1257:1437], values=BINARY)
     fit(rbm, train, validation=validation, device="cpu", progress=False, **FAMILY.fit_options)
     with torch.no_grad():
         loss = -rbm.log_likelihood(x[1437:]).mean().value
     assert float(loss) <= 18.9
+
+
+def test_an_elbo_without_log_z_is_refused() -> None:
+    with forked_rng(0):
+        rbm = RBM((25,), num_hidden=25)
+        x = torch.randint(0, 2, (10, 25)).float()
+    with pytest.raises(CapabilityError, match="RBM is unnormalised"):
+        fit(rbm, x, objective=ELBO(), device="cpu", progress=False)

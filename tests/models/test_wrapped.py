@@ -377,3 +377,17 @@ def test_bad_input_is_named() -> None:
 
     with pytest.raises(ConfigError, match="site: the model observes"):
         ppgen.wrap(two).log_likelihood(torch.zeros(3))
+
+
+def test_a_wrapped_pair_is_fitted_without_an_example() -> None:
+    class Centre(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x: Tensor | None = None, num: int | None = None) -> Tensor:
+            with pyro.plate("data", num or 1 if x is None else len(x)):
+                return pyro.sample("x", dist.Normal(self.loc, 1.0).to_event(1), obs=x)
+
+    result = ppgen.fit(ppgen.wrap(Centre()), torch.randn(20, 2), epochs=2, device="cpu", progress=False)
+    assert result.epochs == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from ppgen.errors import ConfigError
 from ppgen.ops.random import forked_rng
 
 
@@ -31,3 +33,9 @@ def test_without_a_seed_the_global_generator_is_used() -> None:
         draws.append(after)
     assert torch.equal(draws[0], draws[2])
     assert torch.equal(draws[1], draws[3])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_named(seed: int) -> None:
+    with pytest.raises(ConfigError, match="seed: expected an integer from 0"), forked_rng(seed):
+        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,7 +33,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new virtual environment with the wheel in it, which borrows the dependencies of this one."""
+    """A new virtual environment with the wheel in it, which borrows the dependencies of this one.
+
+    That those are declared is another test's: ``test_imports_are_of_declared_packages``.
+    """
     folder = tmp_path_factory.mktemp("elsewhere")
     _run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
@@ -77,3 +81,15 @@ def test_model_of_the_wheel_draws(elsewhere: Path) -> None:
     )
     python = elsewhere / "venv" / "bin" / "python"
     assert _run(python, "-c", program, cwd=elsewhere) == "(5, 2)"
+
+
+def test_sdist_holds_what_the_targets_of_make_need(tmp_path: Path) -> None:
+    _run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"Makefile", "constraints.txt", "LICENSE", "docs/conf.py", "benchmarks/results/cpu.json"}
+    assert wanted <= names
+    for folder in ("ppgen", "tests", "benchmarks"):
+        assert {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")} <= names
+    assert not any(name.startswith((".venv", "build/", "docs/_build")) for name in names)

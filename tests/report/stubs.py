@@ -68,7 +68,7 @@ def family(name: str, cls: type[Normal] = Normal, **options: Any) -> Family:
         "title": f"Stub {name}",
         "density": cls.density,
         "view": "as_is",
-        "build": lambda shape, values: cls(tuple(shape)),
+        "build": lambda shape, values, num_data: cls(tuple(shape)),
         "example": lambda: cls((2,)),
         "reading": f"How to read {name} & <others>.",
         "fit_options": {"epochs": 3, "learning_rate": 0.05},
@@ -76,7 +76,7 @@ def family(name: str, cls: type[Normal] = Normal, **options: Any) -> Family:
     return Family(name, **{**given, **options})
 
 
-def broken(shape: torch.Size, values: Values) -> GenerativeModel:
+def broken(shape: torch.Size, values: Values, num_data: int) -> GenerativeModel:
     """A build that fails."""
     raise ValueError("no network for <this> shape")
 

@@ -75,10 +75,28 @@ def test_independent_coordinates_are_a_bar() -> None:
         f"{GRID}/vae": losses(2.0, 0.1),
     }
     (sentence,) = findings(rows, each, DIMS)
-    assert "independent coordinates (1.800 ± 0.050 bits/dim)" in sentence
-    assert "Vae" in sentence
+    assert "independent coordinates have 1.800 ± 0.050 bits per dimension" in sentence
+    assert "Worse than that: Vae" in sentence
     assert "Flow" not in sentence
     assert findings(rows[:2], each, DIMS) == []
+
+
+def test_a_figure_within_the_error_of_the_bar_is_not_called_worse() -> None:
+    baseline = row("factorised", 1.8, group="reference", title="Independent coordinates")
+    each = {f"{GRID}/factorised": losses(1.8, 0.0), f"{GRID}/flow": losses(1.7999, 1.0)}
+    (sentence,) = findings([baseline, row("flow", 1.7999)], each, DIMS)
+    assert "Within 2 standard errors of that: Flow" in sentence
+    assert "Worse" not in sentence
+
+
+def test_a_large_error_does_not_make_samples_the_nearest() -> None:
+    rows = [
+        row("wild", None, kid=Number(-600.0, 1100.0, "estimate")),
+        row("flow", None, kid=Number(0.1, 0.05, "estimate")),
+    ]
+    (sentence,) = findings(rows, {}, DIMS)
+    assert "samples of Flow are nearest" in sentence
+    assert "too close to call with Wild" in sentence
 
 
 def test_groups_do_not_mix() -> None:

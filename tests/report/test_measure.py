@@ -4,7 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
+from ppgen.datasets.split import DataSet, Split
+from ppgen.models import GaussianMixture
+from ppgen.ops.random import forked_rng
 from ppgen.report.measure import View, measure_model, reference_rows
 from ppgen.report.table import Row
 from tests.report.stubs import Implicit, Normal, Unnormalised, Wild, images, points
@@ -58,7 +62,7 @@ def test_the_truth_of_a_toy_is_a_row() -> None:
     assert rows["truth"].nll is not None
     assert rows["truth"].nll.value == pytest.approx(-float(truth.log_prob(view.data.test.x).mean()), rel=1e-6)
     assert "uniform" not in rows
-    assert view.description == "the coordinates themselves"
+    assert view.description == "the 2 standardised coordinates"
 
 
 def test_a_density_on_levels_becomes_a_bound(view: View) -> None:
@@ -100,6 +104,63 @@ def test_draws_that_are_no_numbers_spoil_only_the_sample_figures(view: View) -> 
     assert found.samples is None
     assert "NaN" in found.notes["fid"]
     assert "NaN" in found.notes["coverage"]
+
+
+def test_the_unit_of_a_column_does_not_rule_the_sample_figures() -> None:
+    data = replace(points(), truth=None)
+    scaled = _times(data, torch.tensor([1.0, 1000.0]))
+    for name in ("kid", "fid", "precision"):
+        one, other = (
+            getattr(references(View.of(d, num_samples=40, seed=0))["training_data"], name)
+            for d in (data, scaled)
+        )
+        assert one.value == pytest.approx(other.value, rel=1e-4, abs=1e-9), name
+
+
+def test_a_constant_column_gives_no_reference_density() -> None:
+    constant = _times(replace(points(), truth=None), torch.tensor([1.0, 0.0]))
+    row = references(View.of(constant, num_samples=40, seed=0))["factorised"]
+    assert row.bits_per_dim is None
+    assert "constant" in row.notes["bits_per_dim"]
+    assert row.kid is not None
+
+
+def test_independent_coordinates_need_no_one_hot_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a one-hot code of 60000 images on 256 levels has 96 GB")
+
+    monkeypatch.setattr(torch.nn.functional, "one_hot", refuse)
+    assert references(View.of(images(), num_samples=40, seed=0))["factorised"].nll is not None
+
+
+def test_few_test_data_get_few_features() -> None:
+    data = images()
+    large = replace(
+        data, train=_repeated(data.train), validation=_repeated(data.validation), test=_repeated(data.test)
+    )
+    assert View.of(large, num_samples=40, seed=0).features(large.test.x).shape == (40, 20)
+    assert View.of(large, num_samples=30, seed=0).features(large.test.x).shape == (40, 15)
+
+
+def _times(data: DataSet, factor: torch.Tensor) -> DataSet:
+    def times(split: Split) -> Split:
+        return replace(split, x=split.x * factor)
+
+    return replace(data, train=times(data.train), validation=times(data.validation), test=times(data.test))
+
+
+def _repeated(split: Split) -> Split:
+    return replace(split, x=split.x.repeat(1, 1, 2, 2))
+
+
+def test_latent_sizes_say_what_they_count(view: View) -> None:
+    with forked_rng(0):
+        mixture = GaussianMixture((1, 4, 4), num_components=3, covariance="diagonal")
+        mixture.initialise(view.data.train.x)
+    found = measure_model(mixture, view, num_samples=40)
+    assert (found.figures["latent_dim"], found.figures["latent_unit"]) == (3, "components")
+    plain = measure_model(Normal((1, 4, 4)), view, num_samples=40)
+    assert (plain.figures["latent_dim"], plain.figures["latent_unit"]) == (None, None)
 
 
 def test_too_few_data_for_a_metric_leave_a_note() -> None:

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from ppgen.contract import GenerativeModel
 from ppgen.errors import CapabilityError, ConfigError
-from ppgen.inference.objectives.base import Objective, OptimizerFactory, Program, owner
+from ppgen.inference.objectives.base import Objective, Program, StepOptions, owner
 
 Loss = Literal["non_saturating", "hinge", "wgan_gp"]
 Critic = Callable[[Tensor, Tensor | None], Tensor]
@@ -177,17 +177,9 @@ class Adversarial(Objective):
         score = critic(fakes, context)
         return functional.softplus(-score).mean() if self.game == "non_saturating" else -score.mean()
 
-    def stepper(
-        self,
-        model: Program,
-        guide: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> AdversarialStepper:
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> AdversarialStepper:
         """Turns of the two players, with one optimiser each."""
-        return AdversarialStepper(self, model, parameters, make_optimizer, clip_norm, autocast)
+        return AdversarialStepper(self, model, options)
 
 
 class AdversarialStepper:
@@ -197,28 +189,20 @@ class AdversarialStepper:
     moved critic with the same fakes. The first step is a turn of both.
     """
 
-    def __init__(
-        self,
-        objective: Adversarial,
-        model: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> None:
-        self.objective, self.model, self.clip_norm, self.autocast = objective, model, clip_norm, autocast
+    def __init__(self, objective: Adversarial, model: Program, options: StepOptions) -> None:
+        self.objective, self.model, self.options = objective, model, options
         self.family, self.critic = _players(model)
         owned = {id(p) for p in self.critic.parameters()}
-        self.critic_parameters = [p for p in parameters if id(p) in owned]
-        self.generator_parameters = [p for p in parameters if id(p) not in owned]
+        self.critic_parameters = [p for p in options.parameters if id(p) in owned]
+        self.generator_parameters = [p for p in options.parameters if id(p) not in owned]
         if not self.critic_parameters or not self.generator_parameters:
             raise ConfigError(
                 f"parameters: a game needs something to learn on both sides, got "
                 f"{len(self.critic_parameters)} tensors of the critic and "
                 f"{len(self.generator_parameters)} of the generator"
             )
-        self.critic_optimizer = make_optimizer(self.critic_parameters)
-        self.generator_optimizer = make_optimizer(self.generator_parameters)
+        self.critic_optimizer = options.make_optimizer(self.critic_parameters)
+        self.generator_optimizer = options.make_optimizer(self.generator_parameters)
         self.turns = 0
         self.last_generator_loss = self.critic_parameters[0].new_zeros(())
 
@@ -237,13 +221,13 @@ class AdversarialStepper:
         """
         self.family.check_event(x)
         generator_plays = self.turns % self.objective.critic_steps == 0
-        with self.autocast():
+        with self.options.autocast():
             with torch.set_grad_enabled(generator_plays):
                 fakes = self.model(num=len(x), context=context)
             critic_loss, figures = self.objective.critic_loss(self.critic, x, fakes.detach(), context)
         self._descend(critic_loss, self.critic_parameters, self.critic_optimizer)
         if generator_plays:
-            with self.autocast():
+            with self.options.autocast():
                 generator_loss = self.objective.generator_loss(_held_fixed(self.critic), fakes, context)
             self._descend(generator_loss, self.generator_parameters, self.generator_optimizer)
             self.last_generator_loss = generator_loss.detach()
@@ -277,8 +261,8 @@ class AdversarialStepper:
     ) -> None:
         optimizer.zero_grad()
         loss.backward()
-        if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        if self.options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.options.clip_norm)
         optimizer.step()
 
 

@@ -6,6 +6,8 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +19,27 @@ from ppgen.inference.memory import is_out_of_memory
 
 Program = Callable[..., Any]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+def _full_precision() -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What the trainer lends to the steps of an objective.
+
+    Attributes:
+        parameters: every parameter that is to be learnt.
+        make_optimizer: makes the optimiser of some of them, at the trainer's learning rate.
+        clip_norm: largest norm of a gradient; ``None`` for any.
+        autocast: makes the context in which networks run in lower precision.
+    """
+
+    parameters: list[nn.Parameter]
+    make_optimizer: OptimizerFactory
+    clip_norm: float | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = _full_precision
 
 
 class Stepper(Protocol):
@@ -69,17 +92,9 @@ class Objective(ABC):
         """Sentences on what deserves a look in a trained model, found on one batch; none by default."""
         return []
 
-    def stepper(
-        self,
-        model: Program,
-        guide: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> Stepper:
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
         """The step that the trainer repeats; by default a gradient step on :meth:`loss`."""
-        return GradientStepper(self, model, guide, parameters, make_optimizer, clip_norm, autocast)
+        return GradientStepper(self, model, guide, options)
 
     def state_dict(self) -> dict[str, Any]:
         """What the objective itself carries from step to step (persistent chains); nothing by default."""
@@ -99,32 +114,23 @@ class GradientStepper:
     noise. The number of rows that fit is remembered.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        model: Program,
-        guide: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> None:
-        self.objective, self.model, self.guide = objective, model, guide
-        self.parameters, self.clip_norm, self.autocast = parameters, clip_norm, autocast
-        self.optimizer = make_optimizer(parameters)
+    def __init__(self, objective: Objective, model: Program, guide: Program, options: StepOptions) -> None:
+        self.objective, self.model, self.guide, self.options = objective, model, guide, options
+        self.optimizer = options.make_optimizer(options.parameters)
         self.most_rows = sys.maxsize
 
     def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One gradient step; ``loss`` is a mean over the first argument's rows."""
         figures = {"loss": self._differentiate(*args, **kwargs)}
-        if self.clip_norm is not None:
-            figures["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if self.options.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self.options.parameters, self.options.clip_norm)
+            figures["grad_norm"] = norm
         self.optimizer.step()
         return figures
 
     def backward(self, num: int, /, *args: Any, **kwargs: Any) -> Tensor:
         """Add the gradient of ``loss / num`` to that of the parameters; returns ``loss / num``."""
-        with self.autocast():
+        with self.options.autocast():
             loss = self.objective.loss(self.model, self.guide, *args, **kwargs) / num
         loss.backward()
         return loss.detach()
@@ -155,7 +161,9 @@ class GradientStepper:
 
     def _may_cut(self) -> bool:
         own = getattr(self.model, "__self__", None)
-        return self.objective.additive and isinstance(own, GenerativeModel) and not own.has_priors
+        if not self.objective.additive or not isinstance(own, GenerativeModel) or own.has_priors:
+            return False
+        return not getattr(own, "shares_latents", False)  # a wrapped model may have latents of all data
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimiser and of the objective."""

@@ -17,7 +17,6 @@ References: Hinton 2002 (CD); Younes 1989 and Tieleman 2008 (persistent chains);
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -33,8 +32,8 @@ from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.inference.objectives.base import (
     GradientStepper,
     Objective,
-    OptimizerFactory,
     Program,
+    StepOptions,
     Stepper,
     owner,
 )
@@ -167,23 +166,15 @@ class ContrastiveDivergence(Objective):
         self.chains = self.chains.to(harmonium.weight)
         return self.chains
 
-    def stepper(
-        self,
-        model: Program,
-        guide: Program,
-        parameters: list[nn.Parameter],
-        make_optimizer: OptimizerFactory,
-        clip_norm: float | None,
-        autocast: Callable[[], Any],
-    ) -> Stepper:
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
         """A step in closed form for binary visible units, by autograd otherwise."""
         own = owner(model, "ContrastiveDivergence")
         if isinstance(own, HasHarmonium):
             machine = own.harmonium()
             ours = {id(p) for p in (machine.weight, machine.visible_bias, machine.hidden_bias)}
-            if machine.scale is None and ours == {id(p) for p in parameters}:
-                return ClosedFormStepper(self, model, guide, parameters, make_optimizer, clip_norm, autocast)
-        return GradientStepper(self, model, guide, parameters, make_optimizer, clip_norm, autocast)
+            if machine.scale is None and ours == {id(p) for p in options.parameters}:
+                return ClosedFormStepper(self, model, guide, options)
+        return GradientStepper(self, model, guide, options)
 
     def state_dict(self) -> dict[str, Any]:
         """The persistent chains, if there are any."""
@@ -275,7 +266,7 @@ class ClosedFormStepper(GradientStepper):
     def _plain_sgd(self) -> dict[str, Any] | None:
         """The options of the optimiser, if its step is one that can be folded."""
         optimizer = self.optimizer
-        if type(optimizer) is not torch.optim.SGD or self.clip_norm is not None:
+        if type(optimizer) is not torch.optim.SGD or self.options.clip_norm is not None:
             return None
         group: dict[str, Any] = optimizer.param_groups[0]
         special = group["nesterov"] or group["maximize"] or group["dampening"] != 0
@@ -316,8 +307,8 @@ class ClosedFormStepper(GradientStepper):
         work.add_gradient(gradients, kept=0.0, factor=1.0)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        if self.clip_norm is not None:
-            figures["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        if self.options.clip_norm is not None:
+            figures["grad_norm"] = nn.utils.clip_grad_norm_(self.options.parameters, self.options.clip_norm)
         self.optimizer.step()
         return figures
 

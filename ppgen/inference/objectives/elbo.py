@@ -19,8 +19,9 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppgen.errors import ConfigError
-from ppgen.inference.objectives.base import Objective, Program
+from ppgen.contract import GenerativeModel, Kind
+from ppgen.errors import CapabilityError, ConfigError
+from ppgen.inference.objectives.base import Objective, Program, StepOptions, Stepper
 
 _COLLAPSED = 0.01  # nats a coordinate
 
@@ -87,6 +88,21 @@ class ELBO(Objective):
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the (beta-weighted) bound in nats, a total over the data."""
         return self._loss(model, guide, self.beta, *args, **kwargs)
+
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
+        """A gradient step.
+
+        Raises:
+            CapabilityError: a model whose density is unnormalised: without log Z its loss is not a
+                likelihood, and falls for ever.
+        """
+        own = getattr(model, "__self__", None)
+        if isinstance(own, GenerativeModel) and own.density is Kind.UNNORMALISED:
+            raise CapabilityError(
+                f"objective: the density of this {type(own).__name__} is unnormalised, and an ELBO without "
+                "its log Z is no bound; leave the objective to the family"
+            )
+        return super().stepper(model, guide, options)
 
     def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor | None:
         """Minus the bound itself (beta of 1) in nats, a total over the data."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.inference.objectives.base import GradientStepper, Objective, Program, Stepper
+from ppgen.inference.objectives.base import GradientStepper, Objective, Program, StepOptions, Stepper
 
 
 class PyroObjective(Objective):
@@ -30,9 +30,9 @@ class PyroObjective(Objective):
         """Pyro's loss, in nats."""
         return torch.as_tensor(self.elbo.loss(model, guide, *args, **kwargs))
 
-    def stepper(self, *args: Any, **kwargs: Any) -> Stepper:
+    def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
         """Gradient steps with Pyro's own gradient."""
-        return _PyroStepper(self, *args, **kwargs)
+        return _PyroStepper(self, model, guide, options)
 
 
 class _PyroStepper(GradientStepper):
@@ -40,9 +40,9 @@ class _PyroStepper(GradientStepper):
 
     def backward(self, num: int, /, *args: Any, **kwargs: Any) -> Tensor:
         """Pyro's gradient, of a total over the data, made a mean."""
-        with self.autocast():
+        with self.options.autocast():
             loss = self.objective.elbo.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        for parameter in self.parameters:
+        for parameter in self.options.parameters:
             if parameter.grad is not None:
                 parameter.grad /= num
         return torch.as_tensor(loss / num)
