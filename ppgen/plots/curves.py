@@ -24,6 +24,7 @@ def curves(
     *,
     x_label: str = "epoch",
     y_label: str = "loss",
+    apart: bool = False,
     theme: Theme = LIGHT,
     width: float = 4.6,
     height: float = 3.4,
@@ -38,6 +39,7 @@ def curves(
         series: name to points ``(x, y)``; points with a y that is not finite are left out.
         x_label: what x is; its ticks are whole numbers.
         y_label: what y is, with its unit.
+        apart: a panel of its own for each line, for those that measure different things.
         theme: the colours.
         width: in inches.
         height: in inches.
@@ -53,7 +55,7 @@ def curves(
         raise DataError("series: expected at least one finite point, got none; nothing to draw")
     colours = (theme.first, theme.second, theme.ink, theme.muted)
     styles = {name: (colours[i % 4], _LINES[i % 4]) for i, name in enumerate(finite)}
-    panels = _panels(finite)
+    panels = [[name] for name in finite] if apart else _panels(finite)
     figure = new_figure(width, height, theme=theme)
     for axes, panel in zip(
         figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels, strict=True

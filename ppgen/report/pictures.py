@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppgen.contract import GenerativeModel
+from ppgen.contract import GenerativeModel, HasDefaultObjective
 from ppgen.plots.canvas import DARK, LIGHT, to_png
 from ppgen.plots.curves import curves, loss_series
 from ppgen.plots.images import image_grid, is_image
@@ -45,6 +45,13 @@ def draw_curves(place: Path, history: Sequence[Mapping[str, float | None]], mode
     series = loss_series(history)
     if not series:
         return
+    objective = model.default_objective() if isinstance(model, HasDefaultObjective) else None
+    name = getattr(objective, "loss_name", "loss")
+    apart = name != "loss" and "training" in series
+    if apart:
+        series = {f"training ({name})" if key == "training" else key: line for key, line in series.items()}
     label = "loss" if model.density is None else "loss (nats a datum)"
     for suffix, theme in (("", LIGHT), ("-dark", DARK)):
-        write_atomically(place / f"curves{suffix}.png", to_png(curves(series, y_label=label, theme=theme)))
+        write_atomically(
+            place / f"curves{suffix}.png", to_png(curves(series, y_label=label, apart=apart, theme=theme))
+        )

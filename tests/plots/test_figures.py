@@ -95,6 +95,7 @@ def test_losses_far_apart_stand_in_panels_of_their_own() -> None:
     assert len(curves(near).axes) == 1
     assert len(curves(far).axes) == 2
     assert [axes.lines[0].get_label() for axes in curves(far).axes] == [*far]
+    assert len(curves(near, apart=True).axes) == 2
 
 
 def test_one_epoch_and_a_flat_line_can_be_drawn() -> None:

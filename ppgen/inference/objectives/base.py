@@ -67,11 +67,14 @@ class Objective(ABC):
         needs_param_sites: whether the loss looks for parameters among Pyro's ``param`` sites.
         additive: whether the loss of a batch is the sum over its rows wherever all sites of the pair
             are inside the data plate, so that a batch too large for memory may be cut.
+        loss_name: what the training loss is; other than ``"loss"`` where ``validation_loss`` measures
+            something else, so that the two have no common axis.
     """
 
     full_batch: bool = False
     needs_param_sites: bool = False
     additive: bool = False
+    loss_name: str = "loss"
 
     @abstractmethod
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

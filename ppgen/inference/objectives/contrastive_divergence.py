@@ -73,6 +73,8 @@ class ContrastiveDivergence(Objective):
         ConfigError: a number out of its range, or ``num_chains`` without ``persistent``.
     """
 
+    loss_name = "free-energy gap"
+
     def __init__(self, k: int = 1, *, persistent: bool = False, num_chains: int | None = None) -> None:
         if k < 1:
             raise ConfigError(f"k: expected one sweep of block Gibbs or more, got {k}")
