@@ -76,11 +76,6 @@ class Options:
                 f"schedule: expected 'constant', 'cosine' or a function of progress, got {self.schedule!r}"
             )
 
-    @property
-    def num_epochs(self) -> int | None:
-        """Number of epochs to train for; ``None`` where time alone is limited."""
-        return 100 if self.epochs is None and self.max_seconds is None else self.epochs
-
     def factor(self, progress: float) -> float:
         """Factor on the learning rate at ``progress`` in [0, 1]."""
         if callable(self.schedule):
@@ -135,7 +130,7 @@ class Run:
         try:
             self.started = self.last_checkpoint = time.perf_counter()
             self._prepare(optimizer, autocast)
-            limit = self.options.num_epochs
+            limit = self.options.epochs
             total = None if limit is None else limit * self.train.per_epoch
             with Interrupts() as interrupts, tqdm(total=total, disable=not progress, unit="step") as bar:
                 bar.update(self.result.steps)
@@ -198,7 +193,7 @@ class Run:
 
     def _done(self) -> bool:
         result, options = self.result, self.options
-        if options.num_epochs is not None and result.epochs >= options.num_epochs:
+        if options.epochs is not None and result.epochs >= options.epochs:
             result.stopped = "finished"
             return True
         if self._out_of_time():
@@ -384,8 +379,8 @@ class Run:
         options = self.options
         if options.schedule == "constant" and self.progress.rate_factor == 1.0:
             return
-        if options.num_epochs is not None:
-            progress = self.result.steps / (options.num_epochs * self.train.per_epoch)
+        if options.epochs is not None:
+            progress = self.result.steps / (options.epochs * self.train.per_epoch)
         else:
             progress = self._seconds / (options.max_seconds or math.inf)
         factor = self.progress.rate_factor * options.factor(progress)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -35,6 +36,8 @@ from ppgen.inference.result import FitResult
 from ppgen.inference.run import Options, Run, Schedule, undo_compile
 from ppgen.inference.trainee import Batches, Trainee, find_device
 from ppgen.ops.random import forked_rng
+
+_DEFAULT_EPOCHS, _DEFAULT_STEPS = 100, 3000
 
 
 def fit(
@@ -72,7 +75,8 @@ def fit(
         objective: an :class:`~ppgen.inference.objectives.base.Objective` or a Pyro ELBO; by default
             the family's own, else :class:`~ppgen.inference.objectives.elbo.ELBO`.
         validation: data of the same form; the epoch with the smallest validation loss is kept.
-        epochs: passes over the data; 100 where neither this nor ``max_seconds`` is given.
+        epochs: passes over the data. Where neither this nor ``max_seconds`` is given, 100, or on small
+            data as many as make 3000 steps.
         max_seconds: time limit on training, over all resumed runs.
         batch_size: data a step; ``None`` for all. Objectives for full batches (EM) take all.
         learning_rate: of the optimiser.
@@ -130,6 +134,9 @@ def fit(
     trainee.to(place)
     goal = _as_objective(objective, trainee)
     train = Batches(data, trainee, None if goal.full_batch else batch_size, place)
+    if epochs is None and max_seconds is None:
+        steps = 0 if goal.full_batch else _DEFAULT_STEPS
+        options = replace(options, epochs=max(_DEFAULT_EPOCHS, -(-steps // train.per_epoch)))
     held_out = None
     if validation is not None:
         rows = 1024 if goal.full_batch else batch_size

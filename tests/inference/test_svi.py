@@ -510,3 +510,10 @@ def test_binary_data_on_a_bernoulli_vae() -> None:
         **quiet,
     )
     assert result.epochs == 2
+
+
+def test_small_data_get_enough_steps_by_default() -> None:
+    x = data(256)
+    result = fit(Gaussian((2,)), x, **quiet)
+    assert result.steps == 3000
+    assert result.epochs == 1500
