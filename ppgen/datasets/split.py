@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -73,11 +72,6 @@ class Split:
     def take(self, indices: Tensor | slice) -> Split:
         """The rows named by ``indices``."""
         return self._rows_of(self.x[indices], None if self.y is None else self.y[indices])
-
-    def batches(self, batch_size: int) -> Iterator[Split]:
-        """Consecutive batches in order; the last may be smaller."""
-        for start in range(0, len(self), batch_size):
-            yield self.take(slice(start, start + batch_size))
 
     def binarised(self, threshold: float = 0.5) -> Split:
         """The same data with 1 where ``x >= threshold`` and 0 elsewhere."""

@@ -56,8 +56,8 @@ def wrap(
             it does not sample are enumerated where the model marks them so.
         site: name of the site that holds a datum; needed where several are observed.
         support: the values that a coordinate can take.
-        example: a few data that fix the event shape now, which :func:`ppgen.fit` asks for; else the
-            first data that ``log_likelihood`` or ``look_at`` sees do.
+        example: a few data that fix the event shape and the kind of density now; else the first data
+            that ``log_likelihood`` or ``look_at`` sees do.
 
     Raises:
         ConfigError: something that is not callable.
@@ -81,7 +81,7 @@ class WrappedModel(GenerativeModel):
     Attributes:
         user_model, user_guide: the programs.
         site: name of the site that holds a datum; known once data were seen.
-        shares_latents: whether the data have a density only together.
+        shares_latents: whether the data have a density only together; assumed until data were seen.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WrappedModel(GenerativeModel):
         self._modules["user_guide"] = None if owners[1] is owners[0] else owners[1]
         self.site = site
         self.event_shape = torch.Size()
-        self.shares_latents = False
+        self.shares_latents = True
         self._enumerates = False
         self._datum_plates: list[str] = []
 

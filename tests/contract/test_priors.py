@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ppgen.contract import GenerativeModel
 from ppgen.ops.random import forked_rng
+from ppgen.testing.statistics import assert_close_to
 
 LINEAR: Any = PyroModule[nn.Linear]
 TRUTH = torch.tensor([[1.0, -2.0]])
@@ -52,14 +53,27 @@ def data() -> tuple[Tensor, Tensor]:
     return context @ TRUTH.T + 0.3 * torch.randn(100, 1), context
 
 
+def assert_posterior_mean(weight: Tensor, model: Regression, data: tuple[Tensor, Tensor]) -> None:
+    """Assert that an estimate of the weights' mean is the exact one, given the model's bias and noise.
+
+    The error allowed is that of a single draw: its standard error is the posterior deviation.
+    """
+    x, context = data
+    noise, bias = float(model.noise), model.net.bias.detach()
+    covariance = torch.linalg.inv(torch.eye(2) + context.T @ context / noise**2)
+    mean = covariance @ context.T @ (x - bias)[:, 0] / noise**2
+    assert_close_to(weight.flatten(), mean, covariance.diagonal().sqrt(), "posterior mean")
+
+
 def test_an_automatic_guide_learns_the_weights(data: tuple[Tensor, Tensor]) -> None:
     model = Regression((1,))
     guide = AutoNormal(model.model)
     svi = SVI(model.model, guide, PyroOptim(torch.optim.Adam, {"lr": 0.03}), Trace_ELBO())
     for _ in range(400):
         svi.step(*data)
-    assert torch.allclose(guide.median(*data)["net.weight"], TRUTH, atol=0.2)
-    assert float(model.noise) == pytest.approx(0.3, abs=0.1)
+    assert_posterior_mean(guide.median(*data)["net.weight"], model, data)
+    # The deviation of 100 residuals is known to 0.3 / sqrt(2 * 100).
+    assert_close_to(model.noise.detach(), 0.3, torch.tensor(0.3 / 200**0.5), "noise")
     # What Pyro's guide declares is in Pyro's store; what the model learns is not.
     assert all(name.startswith("AutoNormal") for name in pyro.get_param_store())
 
@@ -89,7 +103,9 @@ def test_nuts_and_predictive_see_the_weights(data: tuple[Tensor, Tensor]) -> Non
     mcmc = MCMC(NUTS(model.model), num_samples=40, warmup_steps=40, disable_progbar=True)
     mcmc.run(*data)
     draws = mcmc.get_samples()
-    assert torch.allclose(draws["net.weight"].mean(0), TRUTH, atol=0.5)
+    assert_posterior_mean(draws["net.weight"].mean(0), model, data)
+    with pytest.raises(AssertionError):  # the planted defect: weights the wrong way round
+        assert_posterior_mean(draws["net.weight"].mean(0).flip(-1), model, data)
     replayed = Predictive(model.model, draws)(None, data[1], num=100)
     assert replayed["x"].shape == (40, 100, 1)
 

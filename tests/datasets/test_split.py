@@ -17,18 +17,6 @@ def numbered(num: int, start: int = 0) -> Split:
     return Split(rows[:, None] * torch.tensor([1.0, -1.0]), rows, name="numbered")
 
 
-@given(st.integers(1, 50), st.integers(1, 60))
-@settings(derandomize=True, deadline=None)
-def test_batches_hold_each_row_once_in_order(num: int, batch_size: int) -> None:
-    """The batches are the data again; only the last is smaller."""
-    split = numbered(num)
-    batches = list(split.batches(batch_size))
-    assert torch.equal(torch.cat([b.x for b in batches]), split.x)
-    assert torch.equal(torch.cat([b.y for b in batches if b.y is not None]), torch.arange(num))
-    assert {len(b) for b in batches[:-1]} <= {batch_size}
-    assert 0 < len(batches[-1]) <= batch_size
-
-
 @given(st.integers(1, 30), st.integers(0, 2**31))
 @settings(derandomize=True, deadline=None)
 def test_take_keeps_rows_and_labels_together(num: int, seed: int) -> None:
