@@ -71,36 +71,42 @@ class Estimate:
             that lacks its normaliser.
         std_error: Monte-Carlo standard error of ``value``, same shape; 0 where
             nothing was drawn at random.
+        shared_error: the part of ``std_error`` that all values have in common, a scalar, such as that of
+            one estimated log normaliser; ``None`` where their errors are independent.
     """
 
     value: Tensor
     kind: Kind
     std_error: Tensor
+    shared_error: Tensor | None = None
 
     @classmethod
-    def of(cls, value: Tensor, kind: Kind | str, std_error: Tensor | None = None) -> Self:
+    def of(cls, value: Tensor, kind: Kind | str, std_error: Tensor | None = None) -> Estimate:
         """Build an estimate; ``std_error`` defaults to zero."""
-        return cls(value, Kind(kind), torch.zeros_like(value) if std_error is None else std_error)
+        return Estimate(value, Kind(kind), torch.zeros_like(value) if std_error is None else std_error)
 
     def mean(self) -> Estimate:
         r"""The mean over data, as an estimate of the population mean.
 
         The standard error is :math:`s / \sqrt{N}`, with s the standard deviation of the
         values over data; it holds the sampling of the data and, inside it, the
-        Monte-Carlo error of each value, which must be independent between data. An error that
-        all values share, such as that of one estimated log normaliser, shifts them together and
-        is not in s: where values have one, add it in quadrature. For N = 1 it is the
+        Monte-Carlo error of each value, which is independent between data. ``shared_error`` shifts
+        all values together and is not in s; it is added in quadrature. For N = 1 the error is the
         Monte-Carlo error alone.
         """
         count = self.value.numel()
         if count == 1:
-            return Estimate(self.value.mean(), self.kind, self.std_error.mean())
-        return Estimate(self.value.mean(), self.kind, self.value.std() / math.sqrt(count))
+            return Estimate(self.value.mean(), self.kind, self.std_error.mean(), self.shared_error)
+        error = self.value.std() / math.sqrt(count)
+        if self.shared_error is not None:
+            error = torch.hypot(error, self.shared_error.to(error))
+        return Estimate(self.value.mean(), self.kind, error, self.shared_error)
 
     def affine(self, scale: float, shift: float = 0.0) -> Estimate:
         """``scale * self + shift``; a negative scale turns a lower bound into an upper one."""
         kind = _OPPOSITE.get(self.kind, self.kind) if scale < 0 else self.kind
-        return Estimate(scale * self.value + shift, kind, abs(scale) * self.std_error)
+        shared = None if self.shared_error is None else abs(scale) * self.shared_error
+        return Estimate(scale * self.value + shift, kind, abs(scale) * self.std_error, shared)
 
     def __str__(self) -> str:
         if self.value.numel() != 1:

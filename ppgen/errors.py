@@ -32,8 +32,16 @@ class DeviceError(PpgenError, RuntimeError):
     """A device was asked for that this machine does not have."""
 
 
+class CompilationError(PpgenError, RuntimeError):
+    """A program could not be compiled: no compiler, an operation that has no compiled form, ..."""
+
+
 class TrainingError(PpgenError, RuntimeError):
     """Training could not go on. The model holds its last good state."""
+
+
+class SamplingError(PpgenError, RuntimeError):
+    """A sampler could not start or could not go on."""
 
 
 class CheckpointError(PpgenError, RuntimeError):
@@ -54,6 +62,10 @@ class DataWarning(PpgenWarning):
 
 class TrainingWarning(PpgenWarning):
     """Training went on, but something is worth a look."""
+
+
+class SamplingWarning(PpgenWarning):
+    """Sampling goes on, but slower than it could, or its draws deserve a look."""
 
 
 class CheckpointWarning(PpgenWarning):

@@ -108,3 +108,17 @@ def test_prints_its_kind(kind: Kind, text: str) -> None:
 def test_prints_many_by_their_mean() -> None:
     text = str(Estimate.of(torch.tensor([1.0, 3.0]), Kind.EXACT))
     assert text == "exact of shape (2,), mean 2.0000 ± 1.0000 (exact)"
+
+
+def test_a_shared_error_does_not_average_out() -> None:
+    shared = torch.tensor(0.5)
+    each = Estimate(torch.tensor([1.0, 2.0, 6.0]), Kind.UPPER_BOUND, torch.full((3,), 0.5), shared)
+    mean = each.mean()
+    assert float(mean.std_error) == pytest.approx(math.sqrt(7 / 3 + 0.25))
+    assert mean.shared_error is shared
+    turned = each.affine(-2.0)
+    assert turned.shared_error is not None
+    assert (turned.kind, float(turned.shared_error)) == (Kind.LOWER_BOUND, 1.0)
+    # One datum's own error holds it already.
+    one = Estimate(torch.tensor([2.0]), Kind.ESTIMATE, torch.tensor([0.7]), shared).mean()
+    assert float(one.std_error) == pytest.approx(0.7)

@@ -6,16 +6,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppgen.inference.ais import AIS
     from ppgen.inference.em import ExpectationMaximisation
+    from ppgen.inference.mcmc.mcmc import MCMC
+    from ppgen.inference.mcmc.result import Posterior
+    from ppgen.inference.mcmc.samplers import HMC, MALA, NUTS, ChEES, RandomWalk
     from ppgen.inference.objectives.adversarial import Adversarial
     from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
     from ppgen.inference.objectives.elbo import ELBO
     from ppgen.inference.result import FitResult
     from ppgen.inference.svi import fit
 
-__all__ = ["ELBO", "Adversarial", "ContrastiveDivergence", "ExpectationMaximisation", "FitResult", "fit"]
+__all__ = [
+    "AIS",
+    "ELBO",
+    "HMC",
+    "MALA",
+    "MCMC",
+    "NUTS",
+    "Adversarial",
+    "ChEES",
+    "ContrastiveDivergence",
+    "ExpectationMaximisation",
+    "FitResult",
+    "Posterior",
+    "RandomWalk",
+    "fit",
+]
 
 _MODULES = {
+    "AIS": "ais",
+    "ChEES": "mcmc.samplers",
+    "HMC": "mcmc.samplers",
+    "MALA": "mcmc.samplers",
+    "MCMC": "mcmc.mcmc",
+    "NUTS": "mcmc.samplers",
+    "Posterior": "mcmc.result",
+    "RandomWalk": "mcmc.samplers",
     "ELBO": "objectives.elbo",
     "Adversarial": "objectives.adversarial",
     "ContrastiveDivergence": "objectives.contrastive_divergence",

@@ -184,7 +184,7 @@ def _log_likelihoods(
         )
     value = torch.cat([part.value.double() for part in parts]).to(split.x.device)
     std_error = torch.cat([part.std_error.double() for part in parts]).to(split.x.device)
-    return Estimate(value, parts[0].kind, std_error)
+    return Estimate(value, parts[0].kind, std_error, _shared_error(parts))
 
 
 def _as_split(model: GenerativeModel, data: Split | Tensor) -> Split:
@@ -254,7 +254,16 @@ def _dequantised_mean(draws: list[Estimate], log_cell_volume: float) -> Estimate
     mean = values.mean(0)
     # The spread over draws holds the noise and whatever the model itself draws.
     std_error = values.std(0) / math.sqrt(len(draws))
-    return Estimate(mean + log_cell_volume, kind, std_error.where(mean.isfinite(), torch.inf))
+    shared = _shared_error(draws)
+    if shared is not None:  # common to the draws too, so their spread does not show it
+        std_error = torch.hypot(std_error, shared.to(std_error))
+    return Estimate(mean + log_cell_volume, kind, std_error.where(mean.isfinite(), torch.inf), shared)
+
+
+def _shared_error(parts: list[Estimate]) -> Tensor | None:
+    """The error that all values of all parts have in common; the largest where they differ."""
+    found = [part.shared_error.double() for part in parts if part.shared_error is not None]
+    return torch.stack(found).max() if found else None
 
 
 @contextlib.contextmanager

@@ -1,17 +1,21 @@
-r"""What families with a guide share: importance-weighted estimates of log p(x), one a datum.
+r"""What families with a guide share: estimates of log p(x), one a datum, by one of three methods.
 
-.. math:: \ell_P(x) = \log \frac1P \sum_{i=1}^P \frac{p(x, z_i)}{q(z_i \mid x)},
-          \qquad z_i \sim q(z \mid x)
+With weights :math:`w_i = p(x, z_i) / q(z_i \mid x)` of draws :math:`z_i \sim q(z \mid x)`
 
-It is a lower bound in expectation, the ELBO for P = 1, and tightens with P
-(Burda, Grosse & Salakhutdinov 2016).
+* ``"elbo"``: :math:`\frac1P \sum_i \log w_i`;
+* ``"iwae"``: :math:`\log \frac1P \sum_i w_i`, the ELBO for P = 1, tighter with P (Burda, Grosse &
+  Salakhutdinov 2016);
+* ``"ais"``: the same with weights that are gathered on a path of distributions from q, or from the prior,
+  to the posterior (:mod:`ppgen.inference.annealing.likelihood`).
+
+All are lower bounds in expectation.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyro
 import torch
@@ -20,10 +24,78 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from ppgen.contract import Estimate, Kind
-from ppgen.errors import CapabilityError, ConfigError
+from ppgen.errors import ConfigError
+from ppgen.inference.ais import AIS
+from ppgen.inference.annealing.likelihood import annealed_log_likelihood
 from ppgen.inference.objectives.elbo import SiteRecorder, site_log_prob
+from ppgen.inference.annealing.per_datum import sum_of_sites
+from ppgen.ops.weights import log_mean_weight
 
-_MOST_STATES = 2**26  # joint states times particles times data of a chunk: 256 MB
+#: How a log-likelihood with latents is estimated; see the module.
+Method = Literal["elbo", "iwae", "ais"]
+#: Where annealing starts.
+Start = Literal["guide", "prior"]
+
+
+def latent_log_likelihood(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    method: Method = "iwae",
+    start: Start = "guide",
+    num_particles: int | None = None,
+    enumerates: bool = False,
+    shared: bool = False,
+    **options: Any,
+) -> Estimate:
+    """Estimate log p(x_n) for each datum, or log p(x) of all where latents are ``shared``.
+
+    Args:
+        model: the generative program.
+        guide: the recognition program; ``None`` where there is none, for ``"ais"`` from the prior.
+        x: data, shape ``(N, *event_shape)``.
+        context: passed to both programs, one row a datum.
+        method: ``"elbo"``, ``"iwae"`` or ``"ais"``; see the module.
+        start: where annealing starts.
+        num_particles: draws or particles P; 64 by default, 16 a datum for ``"ais"``.
+        enumerates: as in :func:`importance_log_likelihood`.
+        shared: whether data depend on each other through their latents.
+        **options: of the function that does the work: :func:`importance_log_likelihood`,
+            :func:`importance_evidence`, :func:`~ppgen.inference.annealing.likelihood.annealed_log_likelihood`
+            or :class:`~ppgen.inference.ais.AIS`.
+
+    Raises:
+        ConfigError: no such method or start, or arguments that make no sense.
+        CapabilityError: latents that the method is not for.
+    """
+    for name, value, allowed in (("method", method, Method), ("start", start, Start)):
+        if value not in get_args(allowed):
+            raise ConfigError(f"{name}: expected one of {', '.join(get_args(allowed))}, got {value!r}")
+    if method == "ais":
+        begin = guide if start == "guide" else None
+        if shared:
+            given = (x,) if context is None else (x, context)
+            return AIS(model, begin, num_particles=num_particles or 64, **options).run(*given).log_evidence
+        return annealed_log_likelihood(
+            model, begin, x, context, num_particles=num_particles or 16, enumerates=enumerates, **options
+        )
+    estimator = importance_evidence if shared else importance_log_likelihood
+    return estimator(
+        model,
+        guide or _no_latents,
+        x,
+        context,
+        elbo=method == "elbo",
+        num_particles=64 if num_particles is None else num_particles,
+        enumerates=enumerates,
+        **options,
+    )
+
+
+def _no_latents(*_: Any, **__: Any) -> None:
+    """The guide of a model without latents, or with none but those that are summed out."""
 
 
 def importance_log_likelihood(
@@ -35,6 +107,7 @@ def importance_log_likelihood(
     num_particles: int = 64,
     chunk_size: int = 4096,
     enumerates: bool = False,
+    elbo: bool = False,
 ) -> Estimate:
     """Estimate log p(x_n) for each datum with draws from the guide.
 
@@ -47,10 +120,11 @@ def importance_log_likelihood(
         chunk_size: rows (data times particles) evaluated at once.
         enumerates: whether the model has discrete latents marked for enumeration that the guide
             does not sample; they are summed out, over all their joint states.
+        elbo: average the log weights instead of the weights.
 
     Returns:
-        ``value`` of shape (N,) in nats, a lower bound in expectation; ``std_error`` by the delta
-        method from the spread of the weights (NaN-free: 0 for P = 1, where it is not known).
+        ``value`` of shape (N,) in nats, a lower bound in expectation; ``std_error`` from the spread of
+        the weights (0 for P = 1, where it is not known).
     """
     if num_particles < 1:
         raise ConfigError(f"num_particles: expected a positive integer, got {num_particles}")
@@ -61,12 +135,9 @@ def importance_log_likelihood(
             part = slice(start, start + rows)
             rest = None if context is None else context[part]
             log_weights = _log_weights(model, guide, x[part], num_particles, rest, enumerates)
-            value = log_weights.logsumexp(0) - math.log(num_particles)
-            relative = (log_weights - value).exp()
+            value, error = _average(log_weights, elbo)
             values.append(value)
-            errors.append(
-                relative.std(0) / math.sqrt(num_particles) if num_particles > 1 else torch.zeros_like(value)
-            )
+            errors.append(error)
     return Estimate.of(torch.cat(values), Kind.LOWER_BOUND, torch.cat(errors))
 
 
@@ -78,6 +149,7 @@ def importance_evidence(
     *,
     num_particles: int = 64,
     enumerates: bool = False,
+    elbo: bool = False,
 ) -> Estimate:
     """Estimate log p(x) of all data together, where latents are shared by them.
 
@@ -88,9 +160,10 @@ def importance_evidence(
         context: passed to both programs.
         num_particles: draws from the guide, made one after the other.
         enumerates: as in :func:`importance_log_likelihood`; Pyro sums out, plate by plate.
+        elbo: average the log weights instead of the weights.
 
     Returns:
-        A scalar in nats, a lower bound in expectation, with its delta-method standard error.
+        A scalar in nats, a lower bound in expectation, with its standard error.
     """
     if num_particles < 1:
         raise ConfigError(f"num_particles: expected a positive integer, got {num_particles}")
@@ -109,10 +182,17 @@ def importance_evidence(
             log_joint = sum(site_log_prob(site).sum() for site in p.sites.values())
             log_weight = log_joint - sum(site_log_prob(site).sum() for site in q.sites.values())
             draws.append(torch.as_tensor(log_weight))
-    log_weights = torch.stack(draws)
-    value = log_weights.logsumexp(0) - math.log(num_particles)
-    spread = (log_weights - value).exp().std() if num_particles > 1 else torch.zeros_like(value)
-    return Estimate.of(value, Kind.LOWER_BOUND, spread / math.sqrt(num_particles))
+    value, error = _average(torch.stack(draws), elbo)
+    return Estimate.of(value, Kind.LOWER_BOUND, error)
+
+
+def _average(log_weights: Tensor, elbo: bool) -> tuple[Tensor, Tensor]:
+    """The ELBO or the log mean weight over the first dimension, and its standard error."""
+    if not elbo:
+        return log_mean_weight(log_weights)
+    num = len(log_weights)
+    value = log_weights.mean(0)
+    return value, log_weights.std(0) / math.sqrt(num) if num > 1 else torch.zeros_like(value)
 
 
 def _log_weights(
@@ -132,28 +212,7 @@ def _log_weights(
     with particles, SiteRecorder(q.values) as p:
         model(x, context)
     nothing = x.new_zeros(num_particles, len(x))
-    log_joint = _sum_of_sites(p.sites, nothing, enumerates)
+    log_joint = sum_of_sites(p.sites, nothing, enumerates)
     if log_joint.ndim > 2:
         log_joint = log_joint.flatten(0, -3).logsumexp(0)
-    return log_joint - _sum_of_sites(q.sites, nothing, False)
-
-
-def _sum_of_sites(sites: dict[str, Any], total: Tensor, enumerates: bool) -> Tensor:
-    """``total``, zeros of shape (P, B), plus the log-probabilities of all sites; shape (states..., P, B)."""
-    for name, site in sites.items():
-        if site["infer"].get("_deterministic"):
-            continue
-        term = site_log_prob(site)
-        if term.shape[-1:] != total.shape[-1:] or (term.ndim > 2 and not enumerates):
-            raise CapabilityError(
-                f"log_likelihood: site '{name}' has batch shape {tuple(term.shape)}, which is not one value "
-                f"for each of {total.shape[-1]} data; per-datum estimates need all sites in the data plate"
-            )
-        if math.prod(torch.broadcast_shapes(total.shape, term.shape)) > _MOST_STATES:
-            raise CapabilityError(
-                f"log_likelihood: the discrete latents up to site '{name}' have too many joint states to "
-                "list; sample some of them in a guide, or use pyro.infer.TraceEnum_ELBO, which eliminates "
-                "them one by one, for the total over the data"
-            )
-        total = total + term
-    return total
+    return log_joint - sum_of_sites(q.sites, nothing, False)

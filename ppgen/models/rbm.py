@@ -23,18 +23,19 @@ What is exact: the posterior of the hidden units and the free energy always; log
 likelihood and independent draws where the side that can be enumerated (the smaller one for
 binary visible units, the hidden one for Gaussian) has at most 20 units. Otherwise log Z is
 taken as 0, ``density`` is ``unnormalised``, draws are the ends of block Gibbs chains, and an
-ELBO, whose gradient then lacks that of log Z, does not train the machine (it warns).
+ELBO, whose gradient then lacks that of log Z, does not train the machine (it warns). Annealed
+importance sampling estimates log Z, and with it the likelihood, for any size: ``method="ais"``.
 
 Cost: free energy N D H; log Z :math:`2^{n} D H` for n enumerated units, in chunks; a Gibbs
-sweep of M chains 2 M D H.
+sweep of M chains 2 M D H; annealing over T temperatures 2 M T D H.
 
 References: Smolensky 1986; Hinton 2002; Welling, Rosen-Zvi & Hinton 2005 (Gaussian units);
-Hinton 2010 (*A practical guide*, starting weights and biases).
+Hinton 2010 (*A practical guide*, starting weights and biases); Salakhutdinov & Murray 2008 (annealing).
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pyro
 import torch
@@ -46,6 +47,7 @@ from ppgen.datasets.values import BINARY, REAL, Values
 from ppgen.distributions.boltzmann import BoltzmannMarginal, Harmonium
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
+from ppgen.inference.partition import PartitionEstimate, harmonium_log_partition
 from ppgen.models.conditioning import observed_part
 from ppgen.models.family import Family
 from ppgen.ops.binary import sample_bernoulli
@@ -109,6 +111,7 @@ class RBM(GenerativeModel):
         self.register_buffer("start_mean", torch.full((num_visible,), 0.5 if visible == "binary" else 0.0))
         self.density = Kind.EXACT if self.harmonium().enumerable else Kind.UNNORMALISED
         self._known_log_partition: tuple[list[Tensor], Tensor] | None = None
+        self._known_annealed: tuple[list[Tensor], dict[str, Any], PartitionEstimate] | None = None
 
     def model(
         self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
@@ -164,14 +167,40 @@ class RBM(GenerativeModel):
             z = self._marginal(machine, num_steps).sample((num,))
             return machine.sample_visible(z).unflatten(-1, self.event_shape)
 
-    def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
-        """Log-likelihood log p(x) in nats, shape (N,): exact, or unnormalised (minus the free energy)."""
+    def log_likelihood(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        method: Literal["exact", "ais"] | None = None,
+        **options: Any,
+    ) -> Estimate:
+        """Log-likelihood log p(x) in nats, shape (N,).
+
+        Args:
+            x: data, shape ``(N, *event_shape)``.
+            context: none; for the error that says so.
+            method: how log Z is had, see :meth:`log_partition`. By default exact where it can be, else not
+                at all: the density is then unnormalised (minus the free energy). By ``"ais"``, whose log Z
+                is a lower bound in expectation, the log-likelihood is an *upper* bound in expectation;
+                its error is that of log Z, shared by all data (``shared_error``).
+            **options: of :meth:`log_partition`. The seed is 0 unless given, so that batches of data
+                are held against one estimate of log Z.
+        """
         self.check_event(x)
         self.check_context(context)
         value = -self.energy(x)
-        if self.density is Kind.EXACT:
-            value = value - self.log_partition().value
-        return Estimate.of(value, self.density or Kind.UNNORMALISED)
+        if method is None and self.density is not Kind.EXACT:
+            if options:
+                raise ConfigError(f"{next(iter(options))}: an argument of method='ais'; give that as well")
+            return Estimate.of(value, Kind.UNNORMALISED)
+        seeded = {"seed": 0, **options} if method == "ais" else options
+        log_z = self.log_partition(method=method or "exact", **seeded)
+        if log_z.kind is Kind.EXACT:
+            return Estimate.of(value - log_z.value, Kind.EXACT)
+        error = log_z.std_error.to(value)
+        value = value - log_z.value.to(value)
+        return Estimate(value, Kind.UPPER_BOUND, error.expand_as(value).clone(), error)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Probabilities that the hidden units are on, given x; shape ``(N, H)``."""
@@ -205,15 +234,31 @@ class RBM(GenerativeModel):
         self.check_context(context)
         return self.harmonium().free_energy(x.flatten(1))
 
-    def log_partition(self) -> Estimate:
-        """The log normaliser log Z, exact, a scalar in nats.
+    def log_partition(self, *, method: Literal["exact", "ais"] = "exact", **options: Any) -> Estimate:
+        """The log normaliser log Z, a scalar in nats.
+
+        Args:
+            method: ``"exact"``, by enumeration; or ``"ais"``, annealing from independent visible units with
+                the means ``start_mean`` (the data's, once trained): a
+                :class:`~ppgen.inference.partition.PartitionEstimate`, with a bound from below, one from
+                above (an estimate only, where exact draws cannot be had), and their gap.
+            **options: for ``"ais"``: ``num_chains``, ``num_temperatures``, ``schedule``, ``reverse``,
+                ``num_gibbs_steps``, ``seed``, ``progress``; see
+                :func:`~ppgen.inference.partition.harmonium_log_partition`. With a ``seed``, the last result
+                is kept for as long as parameters and options are the same.
 
         Raises:
-            CapabilityError: more than 20 units on the side that is enumerated.
+            CapabilityError: ``"exact"`` for more than 20 units on the side that is enumerated.
+            ConfigError: no such method, or options that make no sense.
         """
+        if method == "ais":
+            return self._annealed_log_partition(options)
+        if method != "exact":
+            raise ConfigError(f"method: expected 'exact' or 'ais', got {method!r}")
+        if options:
+            raise ConfigError(f"{next(iter(options))}: an argument of method='ais'; enumeration has none")
         machine = self.harmonium()
-        parameters = [machine.weight, machine.visible_bias, machine.hidden_bias]
-        parameters += [] if machine.scale is None else [machine.scale]
+        parameters = _tensors(machine)
         if torch.is_grad_enabled() or machine.weight.is_meta:
             return Estimate.of(machine.log_partition(), Kind.EXACT)
         # Evaluation in batches asks again and again. The values themselves are compared, for
@@ -307,6 +352,20 @@ class RBM(GenerativeModel):
 
     # -- private ------------------------------------------------------------------------------
 
+    def _annealed_log_partition(self, options: dict[str, Any]) -> PartitionEstimate:
+        machine = self.harmonium()
+        parameters = [*_tensors(machine), self.start_mean]
+        chosen = {"num_gibbs_steps": self.num_gibbs_steps, **options}
+        known = self._known_annealed
+        plain = {name: value for name, value in chosen.items() if not isinstance(value, Tensor)}
+        keep = chosen.get("seed") is not None and len(plain) == len(chosen)
+        if keep and known is not None and known[1] == plain and all(map(_same, known[0], parameters)):
+            return known[2]
+        found = harmonium_log_partition(machine, start_mean=self.start_mean, **chosen)
+        if keep and not found.interrupted:
+            self._known_annealed = [p.detach().clone() for p in parameters], plain, found
+        return found
+
     def _marginal(self, machine: Harmonium, num_steps: int | None = None) -> BoltzmannMarginal:
         if num_steps is None and not machine.enumerable:
             num_steps = self.num_gibbs_steps
@@ -318,6 +377,11 @@ class RBM(GenerativeModel):
         if machine.scale is None:
             return dist.Bernoulli(logits=means).to_event(dims)
         return dist.Normal(means, machine.scale.view(self.event_shape)).to_event(dims)
+
+
+def _tensors(machine: Harmonium) -> list[Tensor]:
+    tensors = [machine.weight, machine.visible_bias, machine.hidden_bias]
+    return tensors if machine.scale is None else [*tensors, machine.scale]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

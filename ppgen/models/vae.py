@@ -13,7 +13,8 @@ Guide
     assumes that the posterior of each datum is one Gaussian with independent coordinates.
 
 Density
-    A lower bound: importance weighting with P draws, the ELBO for P = 1. Cost O(N P) networks.
+    A lower bound: importance weighting with P draws, the ELBO for P = 1, at a cost of N P networks; or
+    annealing over T temperatures of S leapfrog steps, at about 3 N P T S decoders.
 
 Likelihoods
     ``bernoulli`` for binary data; ``gaussian`` for densities, with one learnt scale a
@@ -41,7 +42,7 @@ from ppgen.distributions.grid_categorical import GridCategorical
 from ppgen.errors import ConfigError, ShapeError
 from ppgen.inference.objectives.elbo import ELBO
 from ppgen.models.family import Family
-from ppgen.models.latent import importance_log_likelihood
+from ppgen.models.latent import Method, latent_log_likelihood
 from ppgen.nn.context import with_context
 from ppgen.nn.conv import ConvDecoder, ConvEncoder
 from ppgen.nn.mlp import mlp
@@ -133,11 +134,26 @@ class VAE(GenerativeModel):
             pyro.sample("z", DiagonalNormal(loc, scale))
 
     def log_likelihood(
-        self, x: Tensor, context: Tensor | None = None, *, num_particles: int = 64, **options: Any
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        method: Method = "iwae",
+        num_particles: int | None = None,
+        **options: Any,
     ) -> Estimate:
-        """Importance-weighted lower bound on log p(x_n), shape (N,), nats; the ELBO for one particle."""
-        return importance_log_likelihood(
-            self.model, self.guide, x, context, num_particles=num_particles, **options
+        """Lower bound in expectation on log p(x_n), shape (N,), nats.
+
+        Args:
+            x: data, shape ``(N, *event_shape)``.
+            context: one row a datum, where the model is conditional.
+            method: ``"elbo"``, ``"iwae"`` (importance weighting) or ``"ais"`` (annealing, from the guide or,
+                with ``start="prior"``, from the prior), each tighter and dearer than the one before.
+            num_particles: draws a datum: 64, or 16 for ``"ais"``, unless given.
+            **options: see :func:`~ppgen.models.latent.latent_log_likelihood`.
+        """
+        return latent_log_likelihood(
+            self.model, self.guide, x, context, method=method, num_particles=num_particles, **options
         )
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:

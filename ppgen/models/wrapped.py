@@ -33,7 +33,7 @@ from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets.values import REAL, Values
 from ppgen.errors import CapabilityError, ConfigError, DataError
 from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
-from ppgen.models.latent import importance_evidence, importance_log_likelihood
+from ppgen.models.latent import Method, latent_log_likelihood
 
 Program = Callable[..., Any]
 
@@ -158,9 +158,22 @@ class WrappedModel(GenerativeModel):
         return drawn
 
     def log_likelihood(
-        self, x: Tensor, context: Tensor | None = None, *, num_particles: int = 64, **options: Any
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        method: Method = "iwae",
+        num_particles: int | None = None,
+        **options: Any,
     ) -> Estimate:
-        """Log p(x_n), shape (N,), nats: exact, or a lower bound with ``num_particles`` draws.
+        """Log p(x_n), shape (N,), nats: exact, or a lower bound in expectation by one of three methods.
+
+        Args:
+            x: data.
+            context: passed to the programs.
+            method: ``"elbo"``, ``"iwae"`` or ``"ais"``, which make no difference where nothing is drawn.
+            num_particles: draws.
+            **options: see :func:`~ppgen.models.latent.latent_log_likelihood`.
 
         Where something stands outside the data plate (a latent that all data share), the data have
         no likelihood each: the value is then a scalar, the evidence log p(x) of all of them.
@@ -171,16 +184,17 @@ class WrappedModel(GenerativeModel):
                 f"log_likelihood: a datum of the wrapped model spans the plates {self._datum_plates}; make "
                 "its coordinates one event, dist.Normal(...).to_event(1), inside the data plate at dim -1"
             )
-        estimator = importance_evidence if self.shares_latents else importance_log_likelihood
         exact = self.density is Kind.EXACT
-        found = estimator(
+        found = latent_log_likelihood(
             self.model,
             self.guide,
             x,
             context,
+            method="iwae" if exact else method,
             num_particles=1 if exact else num_particles,
             enumerates=self._enumerates,
-            **options,
+            shared=self.shares_latents,
+            **({} if exact else options),
         )
         return replace(found, kind=Kind.EXACT) if exact else found
 

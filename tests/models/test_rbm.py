@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.infer import Predictive, Trace_ELBO
 from torch import Tensor
 
+from ppgen import metrics
 from ppgen.contract import Kind
 from ppgen.datasets.split import Split
 from ppgen.datasets.values import BINARY, REAL
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
 from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
+from ppgen.inference.partition import PartitionEstimate
 from ppgen.inference.svi import fit
 from ppgen.models.rbm import FAMILY, RBM
 from ppgen.ops.random import forked_rng
 from ppgen.testing import CHECKS
-from ppgen.testing.statistics import assert_mean, assert_same_distribution
+from ppgen.testing.statistics import assert_close_to, assert_mean, assert_same_distribution
 
 
 def machine(shape: tuple[int, ...] = (2, 2), num_hidden: int = 3, std: float = 0.8, **options: Any) -> RBM:
@@ -350,6 +354,108 @@ def test_sixteen_hidden_units_on_digits() -> None:
     with torch.no_grad():
         loss = -rbm.log_likelihood(x[1437:]).mean().value
     assert float(loss) <= 18.9
+
+
+# -- log Z by annealing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visible", ["binary", "gaussian"])
+@pytest.mark.parametrize("num_hidden", [1, 5, 16])
+def test_annealed_log_z_is_the_enumerated_one(visible: Any, num_hidden: int) -> None:
+    rbm = machine((2, 3), num_hidden, std=0.6, visible=visible)
+    found = rbm.log_partition(method="ais", num_temperatures=100, num_chains=400, seed=0)
+    truth = rbm.log_partition().value.detach()
+    assert isinstance(found, PartitionEstimate)
+    assert found.upper is not None
+    assert (found.kind, found.upper.kind) == (Kind.LOWER_BOUND, Kind.UPPER_BOUND)
+    assert_close_to(found.value, truth, found.std_error)
+    assert_close_to(found.upper.value, truth, found.upper.std_error)
+    assert_mean((found.log_weights - truth).exp(), 1.0)
+    with pytest.raises(AssertionError, match="off by"):  # a hidden unit forgotten in the start's log Z
+        assert_mean((found.log_weights - 0.6931 - truth).exp(), 1.0)
+
+
+def test_few_temperatures_leave_a_gap_with_the_truth_inside() -> None:
+    rbm = machine((4, 4), 8, std=1.0)
+    found = rbm.log_partition(method="ais", num_temperatures=4, num_chains=20, seed=0)
+    assert isinstance(found, PartitionEstimate)
+    assert found.upper is not None
+    assert found.gap is not None
+    with torch.no_grad():
+        assert float(found.value) < float(rbm.log_partition().value) < float(found.upper.value)
+    assert float(found.gap.value) == pytest.approx(float(found.upper.value - found.value))
+
+
+def test_a_machine_known_from_elsewhere(data_dir: Path) -> None:
+    """The 784 x 15 machine of pylearn2's own test; log Z by enumeration of its hidden states."""
+    file = data_dir / "rbm_pylearn2" / "mnist_rbm.npz"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    arrays = np.load(file)
+    with forked_rng(0):
+        rbm = RBM((784,), num_hidden=15)
+    with torch.no_grad():
+        rbm.weight.copy_(torch.as_tensor(arrays["vishid"]))
+        rbm.visible_bias.copy_(torch.as_tensor(arrays["visbiases"]))
+        rbm.hidden_bias.copy_(torch.as_tensor(arrays["hidbiases"]))
+        rbm.start_mean.copy_(rbm.sample(2000, seed=0).mean(0))
+        assert float(rbm.log_partition().value) == pytest.approx(215.138406, abs=1e-3)
+    found = rbm.log_partition(method="ais", num_temperatures=300, num_chains=100, seed=0)
+    assert isinstance(found, PartitionEstimate)
+    assert found.upper is not None
+    for side in (found, found.upper):
+        assert_close_to(side.value, 215.138406, side.std_error)
+        assert float(side.std_error) < 0.05
+
+
+def test_without_enumeration_nothing_is_promised_from_above() -> None:
+    rbm = machine((3, 7), 21, std=0.2, num_gibbs_steps=20)
+    found = rbm.log_partition(method="ais", num_temperatures=50, num_chains=50, seed=0)
+    assert isinstance(found, PartitionEstimate)
+    assert found.upper is not None
+    assert found.upper.kind is Kind.ESTIMATE
+    assert found.gap is not None
+    assert abs(float(found.gap.value)) < 10 * float(found.gap.std_error)
+
+
+def test_annealed_likelihood_says_what_it_is() -> None:
+    rbm = machine((2, 3), 4)
+    x = rbm.sample(30, seed=0)
+    options: dict[str, Any] = {"method": "ais", "num_temperatures": 30, "num_chains": 50, "seed": 0}
+    with torch.no_grad():
+        found, exact = rbm.log_likelihood(x, **options), rbm.log_likelihood(x, method="exact")
+    assert (found.kind, exact.kind) == (Kind.UPPER_BOUND, Kind.EXACT)
+    assert found.shared_error is not None
+    assert_close_to(found.value, exact.value, found.std_error)
+    # Its error is one error of all data: it does not average out.
+    mean = found.mean()
+    assert float(mean.std_error) > float(found.shared_error) > 0
+    assert mean.shared_error is not None
+    in_batches = metrics.log_likelihoods(rbm, x, batch_size=7, **options)
+    assert in_batches.shared_error is not None
+    torch.testing.assert_close(in_batches.value, found.value.double())
+    torch.testing.assert_close(in_batches.mean().std_error, mean.std_error.double())
+    with torch.no_grad():
+        rbm.weight.data.add_(0.5)  # a changed machine has another log Z
+        assert float(rbm.log_partition(**options).value) != float(found.value.mean())
+    large = machine((3, 7), 21, std=0.2)
+    assert large.log_likelihood(torch.ones(2, 3, 7).double(), **options).kind is Kind.UPPER_BOUND
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"method": "guess"}, "method"),
+        ({"num_chains": 3}, "num_chains"),
+        ({"method": "ais", "num_chains": 1}, "num_chains"),
+        ({"method": "ais", "num_temperatures": 0}, "num_temperatures"),
+        ({"method": "ais", "schedule": "cosine"}, "schedule"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_arguments_of_log_partition_are_checked(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{match}"):
+        machine().log_partition(**options)
 
 
 def test_an_elbo_without_log_z_is_refused() -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ppgen.contract import Kind
 from ppgen.datasets.values import BINARY, REAL, grid
 from ppgen.errors import ConfigError, DataError, ShapeError
+from ppgen.inference.annealing.likelihood import simulated_bounds
 from ppgen.inference.svi import fit
 from ppgen.models import VAE
 from ppgen.models.vae import FAMILY
@@ -264,3 +265,80 @@ def test_the_likelihood_follows_the_number_of_levels() -> None:
     ):
         built: Any = FAMILY.build(torch.Size((1, 4, 4)), values, 100)
         assert built.likelihood == likelihood
+
+
+# -- annealing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_annealed_density_of_a_linear_vae_is_that_of_pca(start: Any) -> None:
+    vae = linear_vae()
+    x = vae.sample(40, seed=1)
+    estimate = vae.log_likelihood(x, method="ais", start=start, num_particles=32, seed=0)
+    assert estimate.kind is Kind.LOWER_BOUND
+    exact = exact_density(vae, x)
+    assert_close_to(estimate.value, exact, estimate.std_error)
+    assert float(estimate.std_error.mean()) < 0.3
+    with pytest.raises(AssertionError, match="off by"):  # data that fell out of step with their particles
+        assert_close_to(estimate.value, exact.roll(1), estimate.std_error)
+
+
+def test_annealed_chunks_cover_all_data() -> None:
+    vae = linear_vae()
+    x = vae.sample(10, seed=1)
+    estimate = vae.log_likelihood(x, method="ais", chunk_size=48, num_particles=16, seed=0)
+    assert estimate.value.shape == (10,)
+    assert_close_to(estimate.value, exact_density(vae, x), estimate.std_error)
+
+
+def by_quadrature(vae: VAE, x: Tensor) -> Tensor:
+    """Log p(x) of a VAE with one latent, on a grid."""
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        logits = vae.decoder(z[:, None])
+    log_x = -torch.nn.functional.binary_cross_entropy_with_logits(
+        logits.expand(len(x), -1, -1), x[:, None].expand(-1, len(z), -1), reduction="none"
+    ).sum(-1)
+    log_joint = log_x + torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    return torch.trapezoid(log_joint.exp(), z).log()
+
+
+def test_the_three_bounds_are_in_order_and_the_last_is_the_density() -> None:
+    vae = VAE((12,), latent_dim=1, likelihood="bernoulli", hidden=(8,)).double()
+    with torch.no_grad():
+        for p in vae.decoder.parameters():
+            p.mul_(4)
+    x = vae.sample(40, seed=1)
+    truth = by_quadrature(vae, x)
+    elbo, iwae = (vae.log_likelihood(x, method=m, num_particles=10) for m in ("elbo", "iwae"))
+    ais = vae.log_likelihood(x, method="ais", num_particles=32, seed=0)
+    assert_close_to(ais.value, truth, ais.std_error)
+    assert elbo.kind is iwae.kind is ais.kind is Kind.LOWER_BOUND
+    assert float(elbo.value.mean()) < float(iwae.value.mean()) < float(truth.mean())
+    error = float(ais.std_error.norm()) / len(x)
+    assert float(iwae.value.mean()) < float(ais.value.mean()) + 5 * error
+
+
+def test_annealing_a_conditional_vae_and_every_seed() -> None:
+    vae = VAE((4,), latent_dim=2, hidden=(4,), context_dim=2)
+    context = torch.tensor([0, 1, 1])
+    x = vae.sample(3, context, seed=1)
+    options: dict[str, Any] = {"method": "ais", "num_temperatures": 5, "num_particles": 4}
+    before = torch.get_rng_state()
+    first, again = (vae.log_likelihood(x, context, seed=3, **options).value for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ConfigError, match="method"):
+        vae.log_likelihood(x, context, method="exact")
+
+
+def test_simulated_bounds_hold_the_density_between_them() -> None:
+    vae = linear_vae()
+    coarse, fine = (
+        simulated_bounds(vae, 60, from_prior=True, num_particles=4, num_temperatures=t, seed=2)
+        for t in (3, 60)
+    )
+    assert coarse.lower.value.shape == coarse.upper.value.shape == (60,)
+    assert float(coarse.gap.value) > 3 * float(coarse.gap.std_error)
+    assert float(fine.gap.value) < float(coarse.gap.value) / 3
+    assert coarse.gap.kind is coarse.upper.kind is Kind.UPPER_BOUND

@@ -106,13 +106,17 @@ class EagerExecutor:
         state = kernel.begin(state, params, self._draw(kernel.begin_noise, state["z"]))
         if kernel.ends_together:
             for _ in range(int(params["num_steps"])):
-                state = kernel.advance(state, params, self.energy)
+                state = self._advance(state, params)
         else:
             looks = 1 if state["z"].device.type == "cpu" else _CALLS_BETWEEN_LOOKS
             while bool(state["active"].any()):
                 for _ in range(looks):
-                    state = kernel.advance(state, params, self.energy)
+                    state = self._advance(state, params)
         return kernel.end(state, params, self._draw(kernel.end_noise, state["z"]))
+
+    def _advance(self, state: State, params: Params) -> State:
+        noise = self._draw(self.kernel.advance_noise, state["z"])
+        return self.kernel.advance(state, params, self.energy, noise)
 
     def _draw(self, specs: Mapping[str, NoiseSpec], z: Tensor) -> Noise:
         draw = {"normal": torch.randn, "uniform": torch.rand}

@@ -87,7 +87,7 @@ def begin(state: State, params: Params, noise: Noise) -> State:
     }
 
 
-def advance(state: State, params: Params, energy: Energy) -> State:
+def advance(state: State, params: Params, energy: Energy, noise: Noise) -> State:
     """One leapfrog step."""
     z, momentum, u, g = leapfrog(
         state["new_z"], state["momentum"], state["new_g"], state["step_size"], params, energy

@@ -4,10 +4,10 @@ A *transition* of every chain is
 
 .. code-block:: text
 
-    state = begin(state, params, noise)            draw momenta, note where the chain stands
+    state = begin(state, params, noise)                   draw momenta, note where the chain stands
     while any chain is active:
-        state = advance(state, params, energy)     one evaluation of the density
-    state = end(state, params, noise)              accept or reject
+        state = advance(state, params, energy, noise)     one evaluation of the density
+    state = end(state, params, noise)                     accept or reject
 
 All three are torch programs without branches on values, without writing in place and without
 any operation between chains. So they run as they are on a batch of chains, on CPU or CUDA, and an
@@ -45,7 +45,7 @@ class NoiseSpec(NamedTuple):
 class Energy(Protocol):
     """The parts of minus the log density, and their gradients."""
 
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, z: Tensor, /) -> tuple[Tensor, Tensor]:
         """Parts U_p(z) of shape (C, P) in nats, and their gradients (C, P, D), for z of shape (C, D)."""
 
 
@@ -59,8 +59,12 @@ class Begin(Protocol):
 class Advance(Protocol):
     """Evaluates the density once for every chain."""
 
-    def __call__(self, state: State, params: Params, energy: Energy) -> State:
-        """The state one evaluation later; a chain that is not ``active`` must not change."""
+    def __call__(self, state: State, params: Params, energy: Energy, noise: Noise) -> State:
+        """The state one evaluation later.
+
+        A chain that is not ``active`` must not change, except where ``ends_together`` says that
+        the executor never calls on one.
+        """
 
 
 class End(Protocol):
@@ -90,7 +94,8 @@ class Kernel:
         name: for messages.
         init: makes the first state from the starting points.
         begin: starts a transition; ``begin_noise`` says what random numbers it wants.
-        advance: evaluates the density once.
+        advance: evaluates the density once; ``advance_noise`` says what random numbers it wants,
+            fresh ones in each call.
         end: ends a transition; ``end_noise`` says what random numbers it wants.
         statistics: entries of the state that describe the last transition, each (C,).
         ends_together: whether all chains of a transition need the same number of calls of
@@ -103,6 +108,7 @@ class Kernel:
     advance: Advance
     end: End
     begin_noise: Mapping[str, NoiseSpec] = field(default_factory=dict)
+    advance_noise: Mapping[str, NoiseSpec] = field(default_factory=dict)
     end_noise: Mapping[str, NoiseSpec] = field(default_factory=dict)
     statistics: tuple[str, ...] = ("accept_prob", "diverging", "num_steps", "energy")
     ends_together: bool = False

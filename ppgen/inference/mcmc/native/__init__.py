@@ -1,0 +1,1 @@
+"""Kernels and densities as compiled programs in which each vector lane is a chain (CPU)."""
