@@ -25,7 +25,18 @@ import torch
 
 import benchmarks
 
-_PACKAGES = ("ppgen", "torch", "pyro-ppl", "scikit-learn", "zuko", "numpy")
+_PACKAGES = (
+    "ppgen",
+    "torch",
+    "pyro-ppl",
+    "scikit-learn",
+    "zuko",
+    "numpy",
+    "numpyro",
+    "blackjax",
+    "jax",
+    "jaxlib",
+)
 _HEADS = ("benchmark", "case", "ours ms", "peer ms", "peer", "ratio", "target", "")
 
 
@@ -54,6 +65,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
+    def ratio(value: float | None) -> str:
+        return f"1/{1 / value:.0f}" if value and value < 0.1 else number(value, 2)
+
     cells = [_HEADS] + [
         (
             str(row["benchmark"]),
@@ -61,8 +75,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             number(row["ours_ms"], 3),
             number(row["peer_ms"], 3),
             str(row["peer"]),
-            number(row["ratio"], 2),
-            number(row["target"], 2),
+            ratio(row["ratio"]),
+            ratio(row["target"]),
             "above target" if missed(row) else "",
         )
         for row in rows

@@ -1,4 +1,4 @@
-"""Effective samples a second against the number of chains, ChEES and NUTS, on CPU and, where there is one, CUDA.
+"""Effective samples a second against the number of chains: ChEES and NUTS, on CPU and CUDA.
 
 A logistic regression with 1000 rows and 25 columns and a Poisson model with random effects, from
 :mod:`benchmarks.mcmc.problems`; 200 draws a chain after 300 of warm-up, one thread. ``ours_ms`` is the

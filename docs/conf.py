@@ -73,9 +73,16 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 # Tables of speed.md, from the figures that `make bench` wrote on the machine that the page names.
-_measured = json.loads(
-    (Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json").read_text()
-)
+_results = Path(__file__).parents[1] / "benchmarks" / "results"
+_measured = json.loads((_results / "cpu.json").read_text())
+_sampled = json.loads((_results / "mcmc.json").read_text())
+
+
+def _ratio(value: float | None) -> str:
+    """A ratio to two digits, or as one over a number where it is small."""
+    if value is None:
+        return ""
+    return f"1/{1 / value:.0f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _benchmark_table(name: str, common: str = "") -> str:
@@ -84,10 +91,12 @@ def _benchmark_table(name: str, common: str = "") -> str:
         "| case | against | ppgen, ms | peer, ms | ratio | target |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for row in _measured["rows"]:
+    for row in _measured["rows"] + _sampled["rows"]:
         if row["benchmark"] == name:
-            target = "" if row["target"] is None else f"{row['target']:.2f}"
-            figures = f"{row['ours_ms']:.2f} | {row['peer_ms']:.2f} | {row['ratio']:.2f} | {target}"
+            figures = (
+                f"{row['ours_ms']:.4g} | {row['peer_ms']:.4g} | "
+                f"{_ratio(row['ratio'])} | {_ratio(row['target'])}"
+            )
             lines.append(
                 f"| {row['case'].removeprefix(common)} | {row['peer']} | {figures} |"
             )
@@ -106,6 +115,16 @@ myst_substitutions = {
     "benchmark_gmm_em": _benchmark_table("gmm_em"),
     "benchmark_rbm": _benchmark_table("rbm PCD epoch", "1797x64, 128 hidden, "),
     "benchmark_flows": _benchmark_table("flows"),
+    "benchmark_ais": _benchmark_table("ais"),
+    "benchmark_mcmc_pyro": _benchmark_table("mcmc sampling, best against Pyro"),
+    "benchmark_mcmc_best": _benchmark_table("mcmc sampling, best against best"),
+    "benchmark_mcmc_tails": _benchmark_table(
+        "mcmc sampling by bulk and tail, best against best"
+    ),
+    "benchmark_mcmc_warm": _benchmark_table("mcmc warm-up counted, best against best"),
+    "benchmark_mcmc_nuts": _benchmark_table("mcmc sampling, NUTS against NumPyro's"),
+    "benchmark_mcmc_cold": _benchmark_table("mcmc cold, best against best"),
+    "benchmark_mcmc_chains": _benchmark_table("mcmc chains"),
 }
 
 html_theme = "furo"

@@ -40,6 +40,7 @@ def _regression(design: np.ndarray, outcome: np.ndarray) -> Program:
 
 
 def eight_schools(data: Data) -> Program:
+    """Eight schools, non-centred."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -57,6 +58,7 @@ def eight_schools(data: Data) -> Program:
 
 
 def ark(data: Data) -> Program:
+    """Autoregression of order K."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -75,6 +77,7 @@ def ark(data: Data) -> Program:
 
 
 def logearn_interaction_z(data: Data) -> Program:
+    """Log earnings on standardised height, sex and their product."""
     height, male = np.asarray(data["height"], float), np.asarray(data["male"], float)
     z = (height - height.mean()) / height.std(ddof=1)
     design = np.stack([np.ones_like(z), z, male, z * male], 1)
@@ -82,6 +85,7 @@ def logearn_interaction_z(data: Data) -> Program:
 
 
 def kidscore_interaction(data: Data) -> Program:
+    """Children's scores on the mother's schooling, IQ and their product."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -99,6 +103,7 @@ def kidscore_interaction(data: Data) -> Program:
 
 
 def logmesquite(data: Data) -> Program:
+    """Log weight of mesquite bushes on log measurements."""
     names = ("diam1", "diam2", "canopy_height", "total_height", "density")
     columns = [np.log(np.asarray(data[name], float)) for name in names]
     group = np.asarray(data["group"], float)
@@ -107,6 +112,7 @@ def logmesquite(data: Data) -> Program:
 
 
 def nes(data: Data) -> Program:
+    """Party identification in 1980 on seven covariates."""
     age = np.asarray(data["age_discrete"])
     columns = [
         np.ones(len(age)),
@@ -121,6 +127,7 @@ def nes(data: Data) -> Program:
 
 
 def blr(data: Data) -> Program:
+    """Linear regression with normal priors."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -136,6 +143,7 @@ def blr(data: Data) -> Program:
 
 
 def garch(data: Data) -> Program:
+    """GARCH(1, 1)."""
     import jax
     import numpyro
     import numpyro.distributions as dist
@@ -164,6 +172,7 @@ def garch(data: Data) -> Program:
 
 
 def gp_regr(data: Data) -> Program:
+    """Gaussian process regression, latent function integrated out."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -182,6 +191,7 @@ def gp_regr(data: Data) -> Program:
 
 
 def low_dim_gauss_mix(data: Data) -> Program:
+    """Mixture of two ordered normals, assignment summed out."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -201,6 +211,7 @@ def low_dim_gauss_mix(data: Data) -> Program:
 
 
 def hmm_example(data: Data) -> Program:
+    """Hidden Markov model with two states, summed out by the forward recursion."""
     import jax
     import numpyro
     import numpyro.distributions as dist
@@ -227,6 +238,7 @@ def hmm_example(data: Data) -> Program:
 
 
 def logistic(data: Data) -> Program:
+    """Logistic regression."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -242,6 +254,7 @@ def logistic(data: Data) -> Program:
 
 
 def glmm(data: Data) -> Program:
+    """Poisson regression with a random effect a group, non-centred."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp
@@ -261,6 +274,7 @@ def glmm(data: Data) -> Program:
 
 
 def gaussian(data: Data) -> Program:
+    """A Gaussian given by its precision matrix."""
     import numpyro
     import numpyro.distributions as dist
     from jax import numpy as jnp

@@ -16,7 +16,9 @@ from typing import Any
 import pyro
 import torch
 from pyro import distributions as dist
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
 from tests.posteriordb.programs import POSTERIORS
 
@@ -35,6 +37,9 @@ NAMES = (
     "hmm_example-hmm_example",
     *SYNTHETIC,
 )
+
+#: Those that ``pyro.infer.NUTS`` is measured on: no loops in time, no constraint that it cannot begin from.
+WITH_PYRO = NAMES[:7] + ("gp_pois_regr-gp_regr", "logistic")
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -59,6 +64,28 @@ def pyro_program(name: str) -> Program:
         return _PYRO[name](data)
     posterior = POSTERIORS[name]
     return posterior.model, posterior.arguments(data, torch.float32)
+
+
+class _WidePriors(Messenger):
+    """Puts Normal(0, 1000) or HalfNormal(1000) where a prior is flat."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if not isinstance(msg["fn"], dist.ImproperUniform):
+            return
+        prior = msg["fn"]
+        positive = prior.support is constraints.positive
+        wide = dist.HalfNormal(1e3) if positive else dist.Normal(0.0, 1e3)
+        msg["fn"] = wide.expand(prior.shape()).to_event(len(prior.event_shape))
+
+
+def with_proper_priors(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with very wide proper priors in place of improper ones on the reals or above zero."""
+
+    def proper(*args: Any) -> Any:
+        with _WidePriors():
+            return model(*args)
+
+    return proper
 
 
 def _logistic_data(generator: torch.Generator) -> dict[str, Any]:

@@ -382,12 +382,24 @@ print(f"no pooling, by reweighting: {ranking.loc['no pooling', 'elpd_loo']:.2f}"
 assert ranking.loc["no pooling", "elpd_loo"] > exact_no_pooling
 
 # %% [markdown]
-# For the hierarchical model the Pareto k are fine. The exact value is also had by leaving each school out
-# in turn and running the model again: the seven others have the same shape each time, so all
-# eight runs use the code compiled for the first.
+# For the hierarchical model the Pareto k lie around 0.5, and the reweighted figure is close to the exact one.
+# Where k is above 0.7, leave the observation out and run the model again: the seven other schools have the
+# same shape each time, so all eight runs use the code compiled for the first.
 
 # %%
-print("Pareto k:", loo(posterior, pointwise=True).pareto_k.values.round(2))
+with warnings.catch_warnings(action="ignore"):
+    pointwise = loo(posterior, pointwise=True)
+print("Pareto k:", pointwise.pareto_k.values.round(2))
+total = log_joint(all_schools).logsumexp(0)
+exact_hierarchical = sum(
+    float(total - log_joint(all_schools[all_schools != school]).logsumexp(0))
+    for school in range(8)
+)
+print(f"hierarchical, exact: {exact_hierarchical:.2f}")
+print(f"hierarchical, by reweighting: {pointwise.elpd_loo:.2f} ± {pointwise.se:.2f}")
+assert abs(pointwise.elpd_loo - exact_hierarchical) < 0.1 * pointwise.se
+
+# %%
 left_out = (0, 7) if small else range(8)
 again = MCMC(
     NUTS(by_hand, target_accept_prob=0.95),
@@ -404,7 +416,7 @@ for school in left_out:
     scale = (draws["tau"] ** 2 + sigma[school] ** 2).sqrt()
     each = dist.Normal(draws["mu"], scale).log_prob(y[school]).exp().double().mean(1)
     found, error = each.mean(), each.std() / num_chains**0.5
-    truth = (log_joint(all_schools).logsumexp(0) - log_joint(kept).logsumexp(0)).exp()
+    truth = (total - log_joint(kept).logsumexp(0)).exp()
     print(f"{names[school]}  p = {found:.6f} ± {error:.6f}   exact {truth:.6f}")
     assert abs(found - truth) < 5 * error
 

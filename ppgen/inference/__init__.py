@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppgen.inference.ais import AIS
+    from ppgen.inference.annealing.likelihood import simulated_bounds
     from ppgen.inference.em import ExpectationMaximisation
     from ppgen.inference.mcmc.mcmc import MCMC
     from ppgen.inference.mcmc.result import Posterior
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from ppgen.inference.objectives.adversarial import Adversarial
     from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
     from ppgen.inference.objectives.elbo import ELBO
+    from ppgen.inference.partition import log_partition
     from ppgen.inference.result import FitResult
+    from ppgen.inference.smc import SMC
     from ppgen.inference.svi import fit
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "SMC",
     "Adversarial",
     "ChEES",
     "ContrastiveDivergence",
@@ -32,6 +36,8 @@ __all__ = [
     "Posterior",
     "RandomWalk",
     "fit",
+    "log_partition",
+    "simulated_bounds",
 ]
 
 _MODULES = {
@@ -48,7 +54,10 @@ _MODULES = {
     "ContrastiveDivergence": "objectives.contrastive_divergence",
     "ExpectationMaximisation": "em",
     "FitResult": "result",
+    "SMC": "smc",
     "fit": "svi",
+    "log_partition": "partition",
+    "simulated_bounds": "annealing.likelihood",
 }
 
 

@@ -224,7 +224,8 @@ class _Groups:
             if len(given) != len(shape):
                 raise ShapeError(f"dims: site {name!r} has {len(shape)} dimensions {shape}, got {given}")
             return given
-        plates = self.plates.get(name, ())
+        # An argument of the model may bear the name of a site.
+        plates = () if group == "constant_data" else self.plates.get(name, ())
         found, unnamed = [], 0
         for axis in range(len(shape)):
             plate = plates[axis] if axis < len(plates) else None

@@ -14,6 +14,7 @@ All are lower bounds in expectation.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -24,11 +25,11 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from ppgen.contract import Estimate, Kind
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, SamplingWarning
 from ppgen.inference.ais import AIS
 from ppgen.inference.annealing.likelihood import annealed_log_likelihood
-from ppgen.inference.objectives.elbo import SiteRecorder, site_log_prob
 from ppgen.inference.annealing.per_datum import sum_of_sites
+from ppgen.inference.objectives.elbo import SiteRecorder, site_log_prob
 from ppgen.ops.weights import log_mean_weight
 
 #: How a log-likelihood with latents is estimated; see the module.
@@ -69,15 +70,21 @@ def latent_log_likelihood(
     Raises:
         ConfigError: no such method or start, or arguments that make no sense.
         CapabilityError: latents that the method is not for.
+
+    Warns:
+        SamplingWarning: weights of ``"ais"`` in few hands.
     """
-    for name, value, allowed in (("method", method, Method), ("start", start, Start)):
-        if value not in get_args(allowed):
-            raise ConfigError(f"{name}: expected one of {', '.join(get_args(allowed))}, got {value!r}")
+    check_method(method)
+    if start not in get_args(Start):
+        raise ConfigError(f"start: expected one of {', '.join(get_args(Start))}, got {start!r}")
     if method == "ais":
         begin = guide if start == "guide" else None
         if shared:
             given = (x,) if context is None else (x, context)
-            return AIS(model, begin, num_particles=num_particles or 64, **options).run(*given).log_evidence
+            evidence = AIS(model, begin, num_particles=num_particles or 64, **options).run(*given)
+            for note in evidence.warnings:
+                warnings.warn(note, SamplingWarning, stacklevel=3)
+            return evidence.log_evidence
         return annealed_log_likelihood(
             model, begin, x, context, num_particles=num_particles or 16, enumerates=enumerates, **options
         )
@@ -92,6 +99,12 @@ def latent_log_likelihood(
         enumerates=enumerates,
         **options,
     )
+
+
+def check_method(method: str) -> None:
+    """Raise :class:`~ppgen.errors.ConfigError` unless ``method`` is a :data:`Method`."""
+    if method not in get_args(Method):
+        raise ConfigError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
 
 
 def _no_latents(*_: Any, **__: Any) -> None:

@@ -26,6 +26,7 @@ from ppgen.datasets.values import Values
 from ppgen.errors import ConfigError
 from ppgen.inference.em import EMStep, ExpectationMaximisation
 from ppgen.models.conditioning import observed_part
+from ppgen.models.latent import Method, check_method
 from ppgen.ops.gaussian import Moments
 from ppgen.ops.kmeans import kmeans
 from ppgen.ops.random import forked_rng
@@ -119,8 +120,14 @@ class Mixture(GenerativeModel):
         """Probabilities of the components, shape ``(K,)``."""
         return self.logits.softmax(-1)
 
-    def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
-        """Log p(x), exact: shape ``(N,)``, in nats; differentiable in x and the parameters."""
+    def log_likelihood(
+        self, x: Tensor, context: Tensor | None = None, *, method: Method = "iwae"
+    ) -> Estimate:
+        """Log p(x), exact: shape ``(N,)``, in nats; differentiable in x and the parameters.
+
+        Each ``method`` of models with latents gives it, for the guide is the exact posterior.
+        """
+        check_method(method)
         return Estimate.of(self._log_joint(self._checked(x, context)).logsumexp(-1), Kind.EXACT)
 
     def responsibilities(self, x: Tensor) -> Tensor:

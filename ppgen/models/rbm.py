@@ -50,6 +50,7 @@ from ppgen.inference.objectives.contrastive_divergence import ContrastiveDiverge
 from ppgen.inference.partition import PartitionEstimate, harmonium_log_partition
 from ppgen.models.conditioning import observed_part
 from ppgen.models.family import Family
+from ppgen.models.latent import Method, check_method
 from ppgen.ops.binary import sample_bernoulli
 from ppgen.ops.random import forked_rng
 
@@ -172,7 +173,7 @@ class RBM(GenerativeModel):
         x: Tensor,
         context: Tensor | None = None,
         *,
-        method: Literal["exact", "ais"] | None = None,
+        method: Method | Literal["exact"] | None = None,
         **options: Any,
     ) -> Estimate:
         """Log-likelihood log p(x) in nats, shape (N,).
@@ -183,19 +184,22 @@ class RBM(GenerativeModel):
             method: how log Z is had, see :meth:`log_partition`. By default exact where it can be, else not
                 at all: the density is then unnormalised (minus the free energy). By ``"ais"``, whose log Z
                 is a lower bound in expectation, the log-likelihood is an *upper* bound in expectation;
-                its error is that of log Z, shared by all data (``shared_error``).
+                its error is that of log Z, shared by all data (``shared_error``). ``"elbo"`` and
+                ``"iwae"`` are ``"exact"``, for the guide is the exact posterior.
             **options: of :meth:`log_partition`. The seed is 0 unless given, so that batches of data
                 are held against one estimate of log Z.
         """
         self.check_event(x)
         self.check_context(context)
         value = -self.energy(x)
+        if method not in (None, "exact"):
+            check_method(method)
         if method is None and self.density is not Kind.EXACT:
             if options:
                 raise ConfigError(f"{next(iter(options))}: an argument of method='ais'; give that as well")
             return Estimate.of(value, Kind.UNNORMALISED)
         seeded = {"seed": 0, **options} if method == "ais" else options
-        log_z = self.log_partition(method=method or "exact", **seeded)
+        log_z = self.log_partition(method="ais" if method == "ais" else "exact", **seeded)
         if log_z.kind is Kind.EXACT:
             return Estimate.of(value - log_z.value, Kind.EXACT)
         error = log_z.std_error.to(value)
@@ -243,7 +247,8 @@ class RBM(GenerativeModel):
                 :class:`~ppgen.inference.partition.PartitionEstimate`, with a bound from below, one from
                 above (an estimate only, where exact draws cannot be had), and their gap.
             **options: for ``"ais"``: ``num_chains``, ``num_temperatures``, ``schedule``, ``reverse``,
-                ``num_gibbs_steps``, ``seed``, ``progress``; see
+                ``start_mean``, ``search_start`` (by default for a machine that saw no data, whose
+                ``start_mean`` says nothing), ``num_gibbs_steps``, ``seed``, ``progress``; see
                 :func:`~ppgen.inference.partition.harmonium_log_partition`. With a ``seed``, the last result
                 is kept for as long as parameters and options are the same.
 
@@ -355,13 +360,19 @@ class RBM(GenerativeModel):
     def _annealed_log_partition(self, options: dict[str, Any]) -> PartitionEstimate:
         machine = self.harmonium()
         parameters = [*_tensors(machine), self.start_mean]
-        chosen = {"num_gibbs_steps": self.num_gibbs_steps, **options}
+        # Of a machine that saw no data, start_mean is a placeholder.
+        chosen = {
+            "num_gibbs_steps": self.num_gibbs_steps,
+            "search_start": not bool(self.initialised) and "start_mean" not in options,
+            "start_mean": self.start_mean,
+            **options,
+        }
         known = self._known_annealed
         plain = {name: value for name, value in chosen.items() if not isinstance(value, Tensor)}
         keep = chosen.get("seed") is not None and len(plain) == len(chosen)
         if keep and known is not None and known[1] == plain and all(map(_same, known[0], parameters)):
             return known[2]
-        found = harmonium_log_partition(machine, start_mean=self.start_mean, **chosen)
+        found = harmonium_log_partition(machine, **chosen)
         if keep and not found.interrupted:
             self._known_annealed = [p.detach().clone() for p in parameters], plain, found
         return found

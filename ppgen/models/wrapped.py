@@ -52,7 +52,8 @@ def wrap(
         model: a Pyro program whose first argument is the data (``None`` to generate): a function, a
             module, or a method of one. Arguments ``num`` and ``context`` are passed where it takes them.
         guide: a Pyro program with the same first argument; leave it out where there are no
-            latents, or only discrete ones to be enumerated. Beside a guide, discrete latents that
+            latents, or only discrete ones to be enumerated, or where likelihoods are all that is wanted, by
+            annealing from the prior. Beside a guide, discrete latents that
             it does not sample are enumerated where the model marks them so.
         site: name of the site that holds a datum; needed where several are observed.
         support: the values that a coordinate can take.
@@ -99,6 +100,7 @@ class WrappedModel(GenerativeModel):
         self.event_shape = torch.Size()
         self.shares_latents = True
         self._enumerates = False
+        self._unguided: list[str] = []
         self._datum_plates: list[str] = []
 
     @property
@@ -172,6 +174,7 @@ class WrappedModel(GenerativeModel):
             x: data.
             context: passed to the programs.
             method: ``"elbo"``, ``"iwae"`` or ``"ais"``, which make no difference where nothing is drawn.
+                Without a guide for continuous latents, ``"ais"`` from the prior.
             num_particles: draws.
             **options: see :func:`~ppgen.models.latent.latent_log_likelihood`.
 
@@ -184,10 +187,12 @@ class WrappedModel(GenerativeModel):
                 f"log_likelihood: a datum of the wrapped model spans the plates {self._datum_plates}; make "
                 "its coordinates one event, dist.Normal(...).to_event(1), inside the data plate at dim -1"
             )
+        if self._unguided and method != "ais":
+            raise ConfigError(f"{self._missing()}; or anneal from the prior, method='ais'")
         exact = self.density is Kind.EXACT
         found = latent_log_likelihood(
             self.model,
-            self.guide,
+            None if self._unguided else self.guide,
             x,
             context,
             method="iwae" if exact else method,
@@ -219,17 +224,20 @@ class WrappedModel(GenerativeModel):
         if self.site not in observed:
             raise ConfigError(f"site: '{self.site}' is not among the observed sites {observed}")
         summed = {n: s for n, s in sites.items() if not s["is_observed"] and n not in q.sites}
-        wrong = [n for n, s in summed.items() if s["infer"].get("enumerate") != "parallel"]
-        if wrong:
-            raise ConfigError(
-                f"guide: the model's latents {wrong} are not sampled there; add them, or mark discrete "
-                "ones for enumeration: infer={'enumerate': 'parallel'}"
-            )
+        self._unguided = [n for n, s in summed.items() if s["infer"].get("enumerate") != "parallel"]
+        if self._unguided and self.user_guide is not None:
+            raise ConfigError(self._missing())
         self.event_shape = x.shape[1:]
-        self._enumerates = bool(summed)
-        drawn = any(not s["is_observed"] and n in q.sites for n, s in sites.items())
+        self._enumerates = len(summed) > len(self._unguided)
+        drawn = bool(self._unguided) or any(not s["is_observed"] and n in q.sites for n, s in sites.items())
         self.density = Kind.LOWER_BOUND if drawn else Kind.EXACT
         self.shares_latents, self._datum_plates = _dependence(sites, self.site, len(x))
+
+    def _missing(self) -> str:
+        return (
+            f"guide: the model's latents {self._unguided} are not sampled there; add them, or mark discrete "
+            "ones for enumeration: infer={'enumerate': 'parallel'}"
+        )
 
 
 def _dependence(sites: dict[str, Any], datum: str, num: int) -> tuple[bool, list[str]]:

@@ -53,7 +53,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 def conditional_ess(log_weights: Tensor, log_ratios: Tensor) -> Tensor:
     r"""Share of the current particles that the next step of a ladder leaves effective, in [0, 1].
 
-    .. math:: \frac{(\sum_i W_i v_i)^2}{\sum_i W_i v_i^2}, \qquad W_i = w_i / \textstyle\sum_j w_j
+    .. math:: \frac{(\sum_i W_i v_i)^2}{\sum_i W_i v_i^2}, \qquad W_i = w_i / \sum_j w_j
 
     with incremental weights v (Zhou, Johansen & Aston 2016, equation 13, divided by P).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,13 @@ from torch import Tensor
 from ppgen.contract import Kind
 from ppgen.errors import CapabilityError, ConfigError
 from ppgen.inference.ais import AIS
-from ppgen.inference.mcmc.samplers import HMC, MALA, RandomWalk
-from ppgen.inference.partition import log_partition
 from ppgen.inference.annealing.path_ends import PathEnds
 from ppgen.inference.annealing.plan import Plan, Tempering
+from ppgen.inference.annealing.tempering import _jitter
+from ppgen.inference.mcmc.density import Density
+from ppgen.inference.mcmc.potential import Potential
+from ppgen.inference.mcmc.samplers import HMC, MALA, RandomWalk
+from ppgen.inference.partition import log_partition
 from ppgen.ops.random import forked_rng
 from ppgen.ops.weights import log_mean_weight
 from ppgen.testing.statistics import assert_close_to, assert_mean
@@ -106,6 +110,18 @@ def test_evidence_is_the_closed_form(model: Any, args: tuple[Tensor, ...], truth
     assert evidence.log_weights.shape == (200,)
     assert 1 < float(evidence.ess) <= 200
     assert float(evidence.log_evidence.std_error) < 0.15
+
+
+@pytest.mark.parametrize("name", ["linear-gaussian", "beta-binomial"])
+def test_compiled_walks_have_the_same_evidence(name: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    model, args, truth = MODELS[name]
+    ais = AIS(model, num_particles=200, seed=0, compile="native")
+    evidence, again = ais.run(*args), ais.run(*args)
+    assert evidence.ok, evidence.warnings
+    assert_close_to(evidence.log_evidence.value, truth, evidence.log_evidence.std_error)
+    assert torch.equal(evidence.log_weights, again.log_weights)
 
 
 def mean_weight(defect: bool = False) -> None:
@@ -226,6 +242,61 @@ def test_what_cannot_be_simulated_is_refused() -> None:
     assert bool(torch.isfinite(ais.run(torch.tensor(1.0)).log_evidence.value))
     with pytest.raises(CapabilityError, match=r"pyro.factor\('extra'\)"):
         ais.bidirectional(torch.tensor(1.0))
+
+
+def test_bidirectional_bounds_need_a_site_that_is_observed() -> None:
+    def model(y: Tensor | None = None) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ConfigError, match="observes nothing"):
+        AIS(model, num_particles=8, num_temperatures=4, seed=0, compile=False).bidirectional()
+
+
+def test_particles_that_share_a_draw_have_the_error_between_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    ais = AIS(regression, num_particles=60, num_temperatures=10, seed=0, compile=False)
+    draws = {"w": regression_posterior(_X, _Y, 6)}
+    seen: list[Tensor] = []
+
+    def noted(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(log_weights)
+        return log_mean_weight(log_weights)
+
+    monkeypatch.setattr("ppgen.inference.annealing.plan.log_mean_weight", noted)
+    upper = ais.reverse(draws, _X, _Y)
+    assert [tuple(w.shape) for w in seen] == [(10, 6), (6,)]
+    assert float(upper.std_error) == pytest.approx(float(log_mean_weight(seen[1])[1]))
+
+
+def test_memory_that_runs_out_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    ais = AIS(regression, num_particles=32, num_temperatures=8, seed=0, compile=False)
+    whole = ais.run(_X, _Y)
+    density = Potential.density
+    calls: list[int] = []
+
+    def cramped(self: Potential, path: bool = False) -> Density:
+        honest = density(self, path)
+
+        def batched(z: Tensor) -> tuple[Tensor, Tensor]:
+            calls.append(len(z))
+            if len(z) > 10:
+                raise torch.OutOfMemoryError("planted")
+            return honest.batched(z)
+
+        return replace(honest, batched=batched)
+
+    monkeypatch.setattr(Potential, "density", cramped)
+    in_parts = ais.run(_X, _Y)
+    assert {32, 16, 8} <= set(calls)
+    torch.testing.assert_close(in_parts.log_weights, whole.log_weights, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_depend_on_the_rung_alone() -> None:
+    betas = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 9
+    whole = _jitter(betas, 3)
+    assert torch.equal(whole[100:200], _jitter(betas[100:200], 3))
+    assert_mean(whole, 1.0)
+    assert float(whole.std()) > 0.1
 
 
 # -- transitions, precision, bad input -----------------------------------------------------------------

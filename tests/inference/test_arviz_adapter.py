@@ -58,6 +58,7 @@ class Model:
     kwargs: dict[str, Any] = field(default_factory=dict)
     sites: tuple[Any, ...] = ()
     observed: tuple[Observation, ...] = (Observation("y", Y),)
+    deterministics: tuple[Observation, ...] = ()
 
 
 def gibbs(num_chains: int = 4, num_draws: int = 400) -> Posterior:
@@ -96,7 +97,7 @@ def gibbs(num_chains: int = 4, num_draws: int = 400) -> Posterior:
             "tree_depth": (3 * ones).long(),
             "reached_max_depth": ones < 0,
         },
-        potential=Model(eight_schools),
+        potential=Model(eight_schools, deterministics=(Observation("relative", None),)),
         attributes={
             "seed": 7,
             "sampler": "NUTS",
@@ -164,6 +165,19 @@ def test_wrong_names_are_refused() -> None:
         gibbs().to_arviz(dims={"direction": ["school", "column"]})
     with pytest.raises(ConfigError, match="no site 'thta'"):
         gibbs().to_arviz(dims={"thta": ["a"]})
+
+
+def test_an_argument_may_bear_the_name_of_a_site() -> None:
+    def model(y: Tensor, sigma: Tensor) -> None:
+        with pyro.plate("school", 2):
+            sigma = pyro.sample("sigma", dist.LogNormal(sigma.mean(), 1.0))
+        pyro.sample("y", dist.Normal(0.0, sigma.sum()), obs=y)
+
+    prior = torch.tensor([0.1, 0.2, 0.3])
+    posterior = Posterior({"sigma": torch.ones(2, 10, 2)}, potential=Model(model, (Y[0], prior), {}, (), ()))
+    data = posterior.to_arviz(log_likelihood=False)
+    assert data.posterior["sigma"].dims == ("chain", "draw", "school")
+    assert data.constant_data["sigma"].shape == (3,)
 
 
 def test_attributes_tell_how_the_run_went() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ppgen.contract import Kind
 from ppgen.errors import ConfigError
 from ppgen.inference.annealing.path_ends import PathEnds
-from ppgen.inference.smc import SMC
 from ppgen.inference.annealing.plan import Plan, Tempering
+from ppgen.inference.smc import SMC
 from ppgen.ops.weights import log_mean_weight
 from ppgen.testing.statistics import assert_close_to, assert_mean
 

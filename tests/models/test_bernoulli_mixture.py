@@ -158,3 +158,13 @@ def test_digits_in_nats() -> None:
         found.append(-float(model.log_likelihood(x[1437:]).value.mean()))
     assert sum(found) / 5 <= 18.6
     assert max(found) <= 18.8
+
+
+def test_every_method_is_exact() -> None:
+    model = mixture()
+    x = all_binary(6)[:5].view(5, 2, 3)
+    for method in ("elbo", "iwae", "ais"):
+        found = model.log_likelihood(x, method=method)
+        assert torch.equal(found.value, model.log_likelihood(x).value)
+    with pytest.raises(ConfigError, match="^method"):
+        model.log_likelihood(x, method="exact")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from ppgen.contract import Kind
 from ppgen.datasets.values import BINARY, REAL, grid
 from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.inference.annealing.likelihood import simulated_bounds
+from ppgen.inference.annealing.per_datum import PerDatum
 from ppgen.inference.svi import fit
 from ppgen.models import VAE
 from ppgen.models.vae import FAMILY
@@ -342,3 +344,33 @@ def test_simulated_bounds_hold_the_density_between_them() -> None:
     assert float(coarse.gap.value) > 3 * float(coarse.gap.std_error)
     assert float(fine.gap.value) < float(coarse.gap.value) / 3
     assert coarse.gap.kind is coarse.upper.kind is Kind.UPPER_BOUND
+
+
+def test_chunks_are_halved_where_memory_runs_out_and_end_at_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vae = linear_vae()
+    x = vae.sample(10, seed=1)
+    parts, rows = PerDatum.parts, []
+
+    def cramped(self: PerDatum, z: Tensor) -> tuple[Tensor, Tensor]:
+        rows.append(len(z))
+        if len(z) > 70:
+            raise torch.OutOfMemoryError("planted")
+        return parts(self, z)
+
+    options: dict[str, Any] = {"method": "ais", "num_particles": 16, "num_temperatures": 30, "seed": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(PerDatum, "parts", cramped)
+        estimate = vae.log_likelihood(x, **options)
+    assert {160, 80, 48} <= set(rows)
+    assert estimate.value.shape == (10,)
+    assert_close_to(estimate.value, exact_density(vae, x), estimate.std_error)
+
+    def interrupted(self: PerDatum, z: Tensor) -> tuple[Tensor, Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        return parts(self, z)
+
+    monkeypatch.setattr(PerDatum, "parts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vae.log_likelihood(x, chunk_size=32, **options)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import ppgen
 from ppgen.contract import Kind
-from ppgen.errors import CapabilityError, ConfigError, DataError
+from ppgen.errors import CapabilityError, ConfigError, DataError, SamplingWarning
 from ppgen.ops.random import forked_rng
 from ppgen.testing import CHECKS
 from ppgen.testing.statistics import assert_close_to
@@ -453,3 +453,29 @@ def test_annealing_needs_continuous_latents() -> None:
         ppgen.wrap(mixture, guide).log_likelihood(torch.zeros(3), method="ais")
     # Nothing is drawn here, and the exact figure comes whatever the method.
     assert ppgen.wrap(mixture).log_likelihood(torch.zeros(3), method="ais").kind is Kind.EXACT
+
+
+def test_without_a_guide_annealing_starts_from_the_prior() -> None:
+    wrapped = ppgen.wrap(latent_model)
+    x = wrapped.sample(20, seed=1)
+    estimate = wrapped.log_likelihood(x, method="ais", num_particles=64, seed=0)
+    assert wrapped.density is estimate.kind is Kind.LOWER_BOUND
+    assert_close_to(estimate.value, dist.Normal(0.0, math.sqrt(1.25)).log_prob(x), estimate.std_error)
+    with pytest.raises(ConfigError, match=r"guide: .*'z'.* method='ais'"):
+        wrapped.log_likelihood(x)
+    with pytest.raises(ConfigError, match="guide: the model's latents"):
+        ppgen.wrap(latent_model, lambda x: None).log_likelihood(x, method="ais")
+
+
+def test_shared_latents_without_a_guide() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    x = torch.arange(5.0)
+    truth = dist.MultivariateNormal(torch.zeros(5), torch.eye(5) + torch.ones(5, 5)).log_prob(x)
+    estimate = ppgen.wrap(model).log_likelihood(x, method="ais", seed=0, compile=False)
+    assert_close_to(estimate.value, truth, estimate.std_error)
+    with pytest.warns(SamplingWarning, match="effective sample size"):
+        ppgen.wrap(model).log_likelihood(x + 9, method="ais", seed=0, compile=False, num_temperatures=1)

@@ -25,7 +25,7 @@ _PAIRS = [
         posterior,
         sampler,
         id=f"{posterior.name}-{sampler}",
-        marks=pytest.mark.slow
+        marks=[pytest.mark.slow, pytest.mark.timeout(1800)]
         if posterior.slow or posterior.loops or (sampler == "NUTS" and posterior.name not in _BOTH)
         else (),
     )

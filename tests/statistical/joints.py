@@ -126,3 +126,14 @@ def accepting_runs_squared(kernel: Kernel) -> Kernel:
         return kernel.advance(state, params, energy, noise | {"run": half + place.sqrt() / 2})
 
     return dataclasses.replace(kernel, advance=advance)
+
+
+def turning_at_swaps(kernel: Kernel) -> Kernel:
+    """NUTS that turns the momentum round when it goes on at the other end: it retraces its way."""
+
+    def advance(state: State, params: Params, energy: Energy, noise: Noise) -> State:
+        after = kernel.advance(state, params, energy, noise)
+        swapped = (after["direction"] != state["direction"])[:, None]
+        return after | {"front_p": torch.where(swapped, -after["front_p"], after["front_p"])}
+
+    return dataclasses.replace(kernel, advance=advance)

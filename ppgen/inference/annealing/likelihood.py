@@ -10,6 +10,7 @@ generative models*).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,15 +19,17 @@ import torch
 from torch import Tensor
 
 from ppgen.contract import Estimate, GenerativeModel, Kind
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, SamplingWarning
 from ppgen.inference.ais import Bounds
-from ppgen.inference.mcmc.density import Density
-from ppgen.inference.objectives.elbo import SiteRecorder
 from ppgen.inference.annealing.path_ends import fresh_seed
-from ppgen.inference.annealing.per_datum import PerDatum, RecordedEnergy, eager
+from ppgen.inference.annealing.per_datum import PerDatum, RecordedEnergy
 from ppgen.inference.annealing.plan import Plan, Tempering
+from ppgen.inference.annealing.walk import Annealed, uneven_weights
+from ppgen.inference.mcmc.density import Density
+from ppgen.inference.memory import is_out_of_memory
+from ppgen.inference.objectives.elbo import SiteRecorder
 from ppgen.ops.random import forked_rng
-from ppgen.ops.weights import log_mean_weight
+from ppgen.ops.weights import effective_sample_size, log_mean_weight
 
 
 def annealed_log_likelihood(
@@ -51,7 +54,7 @@ def annealed_log_likelihood(
         x: data, shape (N, ...).
         context: passed to both programs, one row a datum.
         num_particles: particles P for each datum.
-        chunk_size: chains (data times particles) that move at once.
+        chunk_size: chains (data times particles) that move at once; halved where memory runs out.
         enumerates: whether the model has discrete latents marked for enumeration.
         seed: for the same figures again; torch's global generator gives one without it.
         **options: further fields of :class:`~ppgen.inference.annealing.plan.Plan`: ``num_temperatures``,
@@ -63,13 +66,25 @@ def annealed_log_likelihood(
     Raises:
         CapabilityError: latents that are discrete or outside the data plate.
         ConfigError: arguments that make no sense.
+        KeyboardInterrupt: Ctrl-C before the last chunk.
+
+    Warns:
+        SamplingWarning: data whose weights are in few hands.
     """
-    found = [
-        log_mean_weight(tempering.up().log_weights)
-        for _, tempering, _ in _chunks(
-            model, guide, x, context, num_particles, chunk_size, enumerates, fresh_seed(seed), options
-        )
-    ]
+    sizes: list[Tensor] = []
+
+    def measure(_: slice, tempering: Tempering, __: PerDatum) -> list[Annealed]:
+        return [tempering.up()]
+
+    found = []
+    for (walk,) in _chunks(
+        measure, model, guide, x, context, num_particles, chunk_size, enumerates, fresh_seed(seed), options
+    ):
+        found.append(log_mean_weight(walk.log_weights))
+        sizes.append(effective_sample_size(walk.log_weights))
+    note = uneven_weights("log_likelihood", torch.cat(sizes), num_particles)
+    if note:
+        warnings.warn(note, SamplingWarning, stacklevel=2)
     value, error = (torch.cat(each) for each in zip(*found, strict=True))
     return Estimate(value, Kind.LOWER_BOUND, error)
 
@@ -107,15 +122,17 @@ def simulated_bounds(
     with torch.no_grad(), forked_rng(seed, model.device), quiet, SiteRecorder() as recorder:
         x = model.model(None, context, num=num)
     guide = None if from_prior else model.guide
+
+    def measure(rows: slice, tempering: Tempering, chains: PerDatum) -> list[Annealed]:
+        sites = {n: s["value"][rows] for n, s in recorder.sites.items() if n in chains.names}
+        return [tempering.up(), tempering.down(chains.unconstrain(sites).repeat(num_particles, 1))]
+
     lowers, uppers = [], []
-    for rows, tempering, chains in _chunks(
-        model.model, guide, x, context, num_particles, chunk_size, False, seed, options
+    for up, down in _chunks(
+        measure, model.model, guide, x, context, num_particles, chunk_size, False, seed, options
     ):
-        lowers.append(log_mean_weight(tempering.up().log_weights))
-        made = chains.unconstrain(
-            {n: s["value"][rows] for n, s in recorder.sites.items() if n in chains.names}
-        )
-        value, error = log_mean_weight(tempering.down(made.repeat(num_particles, 1)).log_weights)
+        lowers.append(log_mean_weight(up.log_weights))
+        value, error = log_mean_weight(down.log_weights)
         uppers.append((-value, error))
     lower, upper = (
         Estimate(torch.cat([v for v, _ in each]), kind, torch.cat([e for _, e in each]))
@@ -127,6 +144,7 @@ def simulated_bounds(
 
 
 def _chunks(
+    measure: Callable[[slice, Tempering, PerDatum], list[Annealed]],
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
     x: Tensor,
@@ -136,29 +154,45 @@ def _chunks(
     enumerates: bool,
     seed: int,
     options: dict[str, Any],
-) -> Iterator[tuple[slice, Tempering, PerDatum]]:
-    """The data in chunks, each with its walks; what the first one's pilot run found serves all."""
+) -> Iterator[list[Annealed]]:
+    """What ``measure`` gives for the walks of each chunk of the data.
+
+    What the first one's pilot run found serves all. Where memory runs out, chunks are halved.
+    """
     if chunk_size < 1:
         raise ConfigError(f"chunk_size: expected a positive integer, got {chunk_size}")
     stream = torch.Generator().manual_seed(seed)
     tuned: Tempering | None = None
-    at_once = max(1, chunk_size // num_particles)
-    for start in range(0, len(x), at_once):
+    start, at_once = 0, max(1, chunk_size // num_particles)
+    while start < len(x):
         rows = slice(start, start + at_once)
         chains = PerDatum(
             model, guide, x[rows], None if context is None else context[rows], enumerates=enumerates
         )
-        plan = Plan(num_particles, seed=int(torch.randint(2**62, (), generator=stream)), **options)
+        drawn = int(torch.randint(2**62, (), generator=stream))
+        plan = Plan(num_particles, seed=drawn, **{"compile": False, **options})
         energy = RecordedEnergy(chains.parts)
-        tempering = Tempering(
-            # One chain alone has no meaning here: each has a datum of its own.
-            Density(chains.num_dims, 2, energy, energy, traceable=False),
-            chains.draw,
-            plan,
-            num_groups=len(x[rows]),
-            device=x.device,
-            executor=eager(energy, x.device),
-            tuned=tuned,
-        )
+        try:
+            tempering = Tempering(
+                # One chain alone has no meaning here: each has a datum of its own.
+                Density(chains.num_dims, 2, energy, energy, traceable=False),
+                chains.draw,
+                plan,
+                num_groups=len(x[rows]),
+                apart=False,
+                device=x.device,
+                tuned=tuned,
+            )
+            found = measure(rows, tempering, chains)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or at_once == 1:
+                raise
+            found = []
+        if not found:  # outside the handler: an exception keeps alive all that filled the memory
+            at_once = -(-min(at_once, len(x) - start) // 2)
+            continue
         tuned = tuned or tempering
-        yield rows, tempering, chains
+        start += at_once
+        yield found
+        if start < len(x) and any(walk.interrupted for walk in found):
+            raise KeyboardInterrupt

@@ -22,7 +22,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.errors import CapabilityError, DataError
+from ppgen.errors import CapabilityError, ConfigError, DataError
 from ppgen.inference.mcmc.potential import Potential
 from ppgen.inference.mcmc.sites import is_deterministic
 from ppgen.inference.mcmc.transforms import bijection
@@ -123,6 +123,13 @@ class PathEnds:
                     "model: annealing starts from exact draws of the prior, and this one cannot be drawn "
                     f"from ({error}); give a guide to start from"
                 ) from error
+        for site in self.potential.sites:
+            if not bool(torch.as_tensor(sites[site.name]["scale"] == 1).all()):
+                raise CapabilityError(
+                    f"model: site '{site.name}' is scaled, so the prior that it is drawn from is not the one "
+                    "in the density, and annealing cannot start there; scale observed sites only, or give a "
+                    "guide"
+                )
         if not self.potential.discrete:
             return
         values = {site.name: sites[site.name]["value"] for site in self.potential.sites}
@@ -224,6 +231,7 @@ def simulate(
 
     Raises:
         CapabilityError: a ``pyro.factor`` or another site that cannot be drawn.
+        ConfigError: nothing is observed with these arguments.
     """
     free = poutine.uncondition(model)
     with torch.no_grad(), forked_rng(seed, device or "cpu"):
@@ -243,6 +251,11 @@ def simulate(
             )
         observed = site["infer"].get("was_observed", False)
         (data if observed else latents)[name] = site["value"]
+    if not data:
+        raise ConfigError(
+            "model: it observes nothing with these arguments, so there are no data to simulate; give an "
+            "example of the data too: its values are not used, but it says which sites are observed"
+        )
     return latents, poutine.condition(free, data=data)
 
 

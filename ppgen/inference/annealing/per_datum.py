@@ -17,13 +17,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.errors import CapabilityError
-from ppgen.inference.mcmc.density import Density
-from ppgen.inference.mcmc.executor import EagerExecutor, Executor
-from ppgen.inference.mcmc.kernel import Energy, Kernel
-from ppgen.inference.mcmc.passes import tidied
+from ppgen.inference.mcmc.graph import trace
+from ppgen.inference.mcmc.kernel import Energy
 from ppgen.inference.objectives.elbo import SiteRecorder, site_log_prob
 from ppgen.ops.random import forked_rng
 
@@ -242,29 +239,9 @@ class RecordedEnergy:
             self._energy(z)  # so that what is wrong with the model itself is said by the model
             try:
                 # What does not depend on z, such as an encoder, is computed while it is recorded.
-                program = tidied(make_fx(self._energy)(z))
+                program = trace(self._energy, z)
             except RuntimeError:
                 program = self._energy
             self._programs[z.shape] = program
         with torch.no_grad():
             return program(z)
-
-
-def batched_density(parts: Parts, num_dims: int) -> Density:
-    """The density of rows that ``parts`` treats apart; run by torch as one batch."""
-    energy = batched_energy(parts)
-
-    def single(z: Tensor) -> tuple[Tensor, Tensor]:
-        u, g = energy(z[None])
-        return u[0], g[0]
-
-    return Density(num_dims, 2, single, energy, traceable=False)
-
-
-def eager(energy: Energy, device: torch.device) -> Callable[[Kernel, int, int], Executor]:
-    """Makes executors that run a kernel on a batched energy with torch operations."""
-
-    def make(kernel: Kernel, num_chains: int, seed: int) -> Executor:
-        return EagerExecutor(kernel, energy, seed=seed, device=device)
-
-    return make

@@ -81,7 +81,8 @@ def pilot(
     accepts: list[float] = []
     while True:
         factor = _spread(state["z"], weights, dense)
-        poor = effective_sample_size(weights) < len(weights) / 2
+        size = effective_sample_size(weights)
+        poor = (size < len(weights) / 2) & (size > 0)
         if bool(poor.any()):
             state, weights, _ = resample(state, weights, poor, generator)
         least, gain = (_FIRST_MOVES, 2 * _GAIN) if not betas else (_PILOT_MOVES, _GAIN)

@@ -95,9 +95,7 @@ class TemperedPath(Path):
         moved, u, accepts = self._moves(state, betas[:-1], backwards=True)
         return Stretch(moved, _gathered(u, betas.diff()), -u[..., 1].double(), accepts)
 
-    def _moves(
-        self, state: State, betas: Tensor, *, backwards: bool = False
-    ) -> tuple[State, Tensor, Tensor]:
+    def _moves(self, state: State, betas: Tensor, *, backwards: bool = False) -> tuple[State, Tensor, Tensor]:
         """Transitions at each of ``betas`` (k,): the state, parts (k, C, 2) after each, acceptance (k,).
 
         Backwards the transitions of a rung come in the opposite order.

@@ -22,7 +22,6 @@ import abc
 import math
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +34,12 @@ from ppgen.ops.weights import effective_sample_size, systematic_resample
 # Rungs between looks at progress and interrupts: at most so many, and fewer where they take longer.
 _MOST_RUNGS_AT_ONCE = 256
 _SECONDS_AT_ONCE = 0.5
+# With fewer effective particles than this, or than a quarter, the weights are in a few hands.
+_FEW_EFFECTIVE = 10
 
 
-class Stretch(NamedTuple):
+@dataclass(frozen=True)
+class Stretch:
     """What happened on k rungs in a row.
 
     Attributes:
@@ -233,3 +235,22 @@ def resample(
     gained = torch.where(poor, log_weights.logsumexp(0) - math.log(num), 0.0)
     state = {name: value[rows] for name, value in state.items()}
     return state, torch.where(poor, 0.0, log_weights), gained
+
+
+def uneven_weights(name: str, ess: Tensor, num: int) -> str | None:
+    """What to say where ``num`` weights are in too few hands for their error to be trusted, else ``None``.
+
+    Args:
+        name: what was asked for.
+        ess: effective sample size of each set of weights, any shape.
+        num: weights of a set.
+    """
+    poor = int((ess < min(_FEW_EFFECTIVE, num / 4)).sum())
+    if not poor:
+        return None
+    where = "" if ess.numel() == 1 else f" for {poor} of {ess.numel()} data"
+    return (
+        f"{name}: the effective sample size falls to {float(ess.min()):.1f} of {num} particles{where}; the "
+        "figure is a loose lower bound there and its error not to be trusted: raise num_temperatures, or "
+        "start nearer to the target"
+    )

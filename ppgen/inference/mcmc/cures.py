@@ -135,6 +135,9 @@ class Cures(TorchFunctionMode):
         return value
 
     def _cast_tensor(self, value: Tensor) -> Tensor:
+        # Thousands of calls a run, nearly all of them with nothing to do.
+        if type(value) is Tensor and value.dtype is self._dtype and self._device is None:
+            return value
         wants_dtype = self._dtype not in (None, value.dtype) and value.is_floating_point()
         wants_device = self._device is not None and value.device != self._device
         detaches = isinstance(value, torch.nn.Parameter) and value.requires_grad

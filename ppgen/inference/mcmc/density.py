@@ -24,6 +24,7 @@ class Density:
         batched: the same for points (C, D): parts (C, P) and gradients (C, P, D); an
             :class:`~ppgen.inference.mcmc.kernel.Energy`.
         traceable: whether ``single`` may be traced and compiled; else chains are run in a loop.
+        occasional: as ``batched``, without a program of its own; see :meth:`evaluate`.
     """
 
     num_dims: int
@@ -31,3 +32,8 @@ class Density:
     single: Callable[[Tensor], tuple[Tensor, Tensor]]
     batched: Callable[[Tensor], tuple[Tensor, Tensor]]
     traceable: bool = True
+    occasional: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``batched``, up to rounding, for a few calls: these do not pay for making a program."""
+        return (self.occasional or self.batched)(z)

@@ -6,8 +6,8 @@ A run is fine where none of these is true:
 unfinished             it was interrupted before its last draw
 not finite             some draw is NaN or infinite
 frozen                 all draws of some chain are the same, or nearly all
-apart                  some chain stays where the others do not go
-restarted              warm-up found stuck chains and started them again elsewhere
+apart                  some chain stays where the others do not go, or at another level of log density
+restarted              the second half of warm-up found stuck chains and started them again elsewhere
 disagreement           rank-normalised R-hat above 1.01 in some coordinate
 few effective draws    bulk or tail ESS below 100 a chain, for fewer than 16 chains; below 400 in all for 16
                        or more, where each chain may be short: 400 independent draws give a mean to a
@@ -19,14 +19,15 @@ energy                 E-BFMI below 0.3 in some chain
 
 A single stuck chain among hundreds leaves R-hat near 1. So chains are also looked at one by one: by the
 mean and the standard deviation of the normal scores of the ranks of their draws, which for chains that
-agree lie around 0 and 1 whatever the posterior.
+agree lie around 0 and 1 whatever the posterior. The log density of the draws is looked at in the same way:
+chains that are caught in a mode of much lower density stand out there first.
 
 References: Vehtari et al. 2021 (R-hat, ESS); Betancourt 2016 and 2017 (E-BFMI, divergences).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,11 +66,25 @@ def find(posterior: Posterior) -> list[str]:
         *_unfinished(posterior),
         *_not_finite(posterior),
         *_frozen(posterior),
-        *_apart(posterior),
+        *_apart(posterior, posterior.described | _described_density(posterior)),
         *_restarted(posterior),
         *_disagreement(posterior),
         *_few_effective_draws(posterior),
-        *_divergences(posterior),
+        *_divergences(posterior, gathering=True),
+        *_tree_depth(posterior),
+        *_energy(posterior),
+    ]
+
+
+def find_at_once(posterior: Posterior) -> list[str]:
+    """Those of :func:`find` that cost a look at each transition, rather than at each coordinate."""
+    if posterior.num_draws == 0:
+        return []
+    return [
+        *_not_finite(posterior),
+        *_frozen(posterior),
+        *_apart(posterior, _described_density(posterior)),
+        *_divergences(posterior, gathering=False),
         *_tree_depth(posterior),
         *_energy(posterior),
     ]
@@ -122,28 +137,34 @@ def _moves(posterior: Posterior) -> Tensor:
     return moved.double().mean(1).cpu()
 
 
-def _apart(posterior: Posterior) -> Iterator[str]:
+def _described_density(posterior: Posterior) -> dict[str, dict[str, Tensor]]:
+    """The log density of the draws, described as a site is."""
+    lp = posterior.statistics.get("lp")
+    return {} if lp is None else {"lp": {k: v.cpu() for k, v in diagnostics.describe(lp).items()}}
+
+
+def _apart(posterior: Posterior, described: Mapping[str, Mapping[str, Tensor]]) -> Iterator[str]:
     if posterior.num_chains < 3 or posterior.num_draws < MIN_DRAWS:
         return
-    worst: tuple[float, str, Tensor] | None = None
-    for name, described in posterior.described.items():
-        location, spread = described["chain_location"], described["chain_spread"]
+    everywhere = torch.zeros(posterior.num_chains, dtype=torch.bool)
+    worst, where = -1.0, ""
+    for name, found in described.items():
+        location, spread = found["chain_location"], found["chain_spread"]
         away = (location - location.median(-1, keepdim=True).values).abs()
         usual = 1.4826 * away.median(-1, keepdim=True).values
-        constant = described["sd"][..., None] == 0
+        constant = found["sd"][..., None] == 0
         narrow = spread < _NARROW * spread.median(-1, keepdim=True).values
         apart = ((away > _APART) & (away > _APART_SPREADS * usual) | narrow) & ~constant
         if not bool(apart.any()):
             continue
-        chains = _rows(apart).any(0)
-        distance = float(torch.where(apart, away, 0.0).max())
-        place = int(_rows(torch.where(apart, away, -1.0)).amax(1).argmax())
-        if worst is None or distance > worst[0]:
-            worst = distance, _coordinate(name, described["sd"], place), chains
-    if worst is not None:
+        everywhere |= _rows(apart).any(0)
+        furthest = _rows(torch.where(apart, away, -1.0)).amax(1)
+        if float(furthest.max()) > worst:
+            worst, where = float(furthest.max()), _coordinate(name, found["sd"], int(furthest.argmax()))
+    if bool(everywhere.any()):
         yield (
-            f"{_chains(worst[2])} of {posterior.num_chains} stay where the others do not go, most of all in "
-            f"'{worst[1]}': a stuck chain or another mode. Look at get_samples(group_by_chain=True), take "
+            f"{_chains(everywhere)} of {posterior.num_chains} stay where the others do not go, most of all "
+            f"in '{where}': a stuck chain or another mode. Look at get_samples(group_by_chain=True), take "
             "longer warm-up or other starts; if the modes are real, their weights are not to be trusted"
         )
 
@@ -199,15 +220,15 @@ def _few_effective_draws(posterior: Posterior) -> Iterator[str]:
             return
 
 
-def _divergences(posterior: Posterior) -> Iterator[str]:
+def _divergences(posterior: Posterior, *, gathering: bool) -> Iterator[str]:
     diverging = posterior.statistics.get("diverging")
     if diverging is None or not bool(diverging.any()):
         return
-    count = int(diverging.sum())
+    where = _chains(diverging.any(1)) + (_gathering(posterior, diverging) if gathering else "")
     yield (
-        f"{count} of {diverging.numel()} transitions diverged, in {_chains(diverging.any(1))}"
-        f"{_gathering(posterior, diverging)}: draws are missing there. Raise target_accept_prob (0.95, "
-        "0.99), or take a non-centred parametrisation (pyro.infer.reparam) of scales that become small"
+        f"{int(diverging.sum())} of {diverging.numel()} transitions diverged, in {where}: draws are missing "
+        "there. Raise target_accept_prob (0.95, 0.99), or take a non-centred parametrisation "
+        "(pyro.infer.reparam) of scales that become small"
     )
 
 

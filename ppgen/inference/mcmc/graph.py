@@ -11,10 +11,9 @@ gives tens of thousands.
 
 from __future__ import annotations
 
-import functools
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,63 +23,10 @@ from torch import Tensor, fx
 
 from ppgen.errors import SamplingWarning
 from ppgen.inference.mcmc import passes
+from ppgen.inference.mcmc.rules import decompositions
 from ppgen.inference.mcmc.tracer import WritesThroughViewError, record
 
-aten = torch.ops.aten
-
 Pieces = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-# Composite operations that torch's core set keeps, and that are short programs of simpler ones.
-_TAKEN_APART = (
-    aten._softmax, aten._log_softmax, aten._softmax_backward_data, aten._log_softmax_backward_data,
-    aten.logsumexp, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.addmm, aten.addmv, aten.addbmm,
-    aten.baddbmm, aten.native_layer_norm, aten.native_layer_norm_backward, aten.native_group_norm, aten.silu,
-    aten.silu_backward, aten.softplus, aten.softplus_backward, aten.logit, aten.logit_backward, aten.xlogy,
-    aten.special_xlog1py, aten.log_sigmoid_forward, aten.log_sigmoid_backward, aten.logaddexp,
-    aten.logaddexp2, aten.logcumsumexp, aten.addcmul, aten.addcdiv, aten.lerp, aten.mse_loss, aten.stack,
-    aten.hardtanh, aten.leaky_relu, aten.elu, aten.sigmoid_backward, aten.tanh_backward,
-    aten.threshold_backward, aten.gelu, aten.gelu_backward, aten.trace, aten.dot, aten.tril, aten.triu,
-    aten.nan_to_num, aten.rsub, aten.frac, aten.heaviside, aten.mv, aten.unsafe_split,
-    aten.unsafe_split_with_sizes, aten.diag_embed,
-    aten.diagonal_backward, aten.unfold_backward, aten._euclidean_dist, aten.native_dropout,
-    aten.linalg_vector_norm, aten.norm, aten.square, aten.new_zeros, aten.new_ones, aten.zeros_like,
-    aten.ones_like, aten.mvlgamma, aten.sinc, aten.special_entr,
-)  # fmt: skip
-
-
-@functools.cache
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Rules that take composite operations apart."""
-    table: dict[Any, Callable[..., Any]] = dict(torch._decomp.core_aten_decompositions())
-    registry = torch._decomp.decomposition_table
-    for packet in _TAKEN_APART:
-        for overload in packet.overloads():
-            rule = registry.get(getattr(packet, overload))
-            if rule is not None:
-                table[getattr(packet, overload)] = rule
-    table[aten.slice_backward.default] = _slice_backward
-    table[aten.select_backward.default] = _select_backward
-    return table
-
-
-def _slice_backward(
-    gradient: Tensor, sizes: Sequence[int], dim: int, start: int, end: int, step: int
-) -> Tensor:
-    """The gradient of a slice: zeros around it. Torch's own rule batches badly."""
-    dim = dim % len(sizes)
-    start, end, step = slice(start, end, step).indices(sizes[dim])
-    if step != 1:
-        index = torch.arange(start, end, step, device=gradient.device)
-        return gradient.new_zeros(tuple(sizes)).index_add(dim, index, gradient)
-    pads = [0, 0] * (len(sizes) - dim - 1) + [start, sizes[dim] - start - gradient.shape[dim]]
-    return aten.constant_pad_nd.default(gradient, pads, 0.0)
-
-
-def _select_backward(gradient: Tensor, sizes: Sequence[int], dim: int, index: int) -> Tensor:
-    """The gradient of a selection: zeros around it."""
-    dim = dim % len(sizes)
-    index = index % sizes[dim]
-    return _slice_backward(gradient.unsqueeze(dim), sizes, dim, index, index + 1, 1)
 
 
 def with_gradients(parts: Pieces, shapes: Sequence[torch.Size], z: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,18 +58,26 @@ def split(z: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     return pieces
 
 
-def trace(function: Callable[..., Any], *example: Tensor) -> fx.GraphModule:
+def trace(
+    function: Callable[..., Any], *example: Tensor, rules: Mapping[Any, Callable[..., Any]] | None = None
+) -> fx.GraphModule:
     """Record a function of tensors as a functional program of aten operations.
+
+    Args:
+        function: the function.
+        *example: its arguments.
+        rules: how composite operations are taken apart; :func:`decompositions` unless given.
 
     Raises:
         ConfigError: the function draws random numbers.
     """
+    rules = decompositions() if rules is None else rules
     try:
-        graph = record(function, example, decompositions())
+        draft = record(function, example, rules)
     except WritesThroughViewError:
         functional = torch.func.functionalize(function, remove="mutations")
-        graph = record(functional, example, decompositions())
-    return passes.tidied(graph)
+        draft = record(functional, example, rules)
+    return passes.tidied(draft)
 
 
 def trace_with_gradients(parts: Pieces, shapes: Sequence[torch.Size], z: Tensor) -> fx.GraphModule:
@@ -133,21 +87,26 @@ def trace_with_gradients(parts: Pieces, shapes: Sequence[torch.Size], z: Tensor)
         ConfigError: ``parts`` draws random numbers.
     """
     try:
-        graph = record(lambda point: with_gradients(parts, shapes, point), (z,), decompositions())
+        draft = record(lambda point: with_gradients(parts, shapes, point), (z,), decompositions())
     except WritesThroughViewError:
         # Writing is taken out before gradients are: theirs would be in terms of strides.
         forward = trace(lambda *pieces: tuple(parts(pieces)), *split(z.detach(), shapes))
-        graph = record(
+        draft = record(
             lambda point: with_gradients(lambda p: forward(*p), shapes, point), (z,), decompositions()
         )
-    return passes.tidied(graph)
+    return passes.tidied(draft)
 
 
 def batched(single: Callable[..., Any], z: Tensor) -> fx.GraphModule:
     """The program of one chain (D,) made one of all chains, for as many as ``z`` (C, D) has."""
+    return trace(lambda points: at_once(single, points), z)
+
+
+def at_once(single: Callable[..., Any], z: Tensor) -> Any:
+    """What the program of one chain (D,) gives for each row of z (C, D), stacked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of operations that it batches by a loop
-        return trace(torch.func.vmap(single), z)
+        return torch.func.vmap(single)(z)
 
 
 def users_line(error: BaseException) -> str:

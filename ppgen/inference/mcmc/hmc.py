@@ -26,6 +26,8 @@ from ppgen.inference.mcmc.kernel import (
     NoiseSpec,
     Params,
     State,
+    accept_or_reject,
+    first_state,
     scaled,
     scaled_transpose,
     total,
@@ -52,25 +54,9 @@ def hmc_kernel(num_dims: int) -> Kernel:
 
 def init(z: Tensor, energy: Energy, step_size: Tensor) -> State:
     """The state at the points z (C, D)."""
-    u, g = energy(z)
-    zero = torch.zeros_like(z[:, 0])
-    count = torch.zeros_like(zero, dtype=torch.int64)
-    return {
-        "z": z,
-        "u": u,
-        "g": g,
-        "step_size": step_size,
-        "active": count > 0,
-        "momentum": torch.zeros_like(z),
-        "new_z": z,
-        "new_u": u,
-        "new_g": g,
-        "start": zero,
-        "accept_prob": zero,
-        "diverging": count > 0,
-        "num_steps": count,
-        "energy": zero,
-    }
+    state = first_state(z, energy, step_size)
+    proposal = {"new_z": z, "new_u": state["u"], "new_g": state["g"]}
+    return state | proposal | {"momentum": torch.zeros_like(z), "start": torch.zeros_like(z[:, 0])}
 
 
 def begin(state: State, params: Params, noise: Noise) -> State:
@@ -105,19 +91,10 @@ def advance(state: State, params: Params, energy: Energy, noise: Noise) -> State
 
 def end(state: State, params: Params, noise: Noise) -> State:
     """Accept or reject the proposal (Metropolis)."""
-    after = total(state["new_u"], params) + kinetic(state["momentum"])
-    change = (after - state["start"]).nan_to_num(nan=float("inf"))
-    accept_prob = (-change).exp().clamp(max=1.0)
-    accepted = noise["accept"] < accept_prob
-    keep = accepted[:, None]
-    return state | {
-        "z": torch.where(keep, state["new_z"], state["z"]),
-        "u": torch.where(keep, state["new_u"], state["u"]),
-        "g": torch.where(keep[:, None], state["new_g"], state["g"]),
-        "accept_prob": accept_prob,
-        "diverging": change > DIVERGENCE_THRESHOLD,
-        "energy": torch.where(accepted, after, state["start"]),
-    }
+    before, after = state["start"], total(state["new_u"], params) + kinetic(state["momentum"])
+    rise = (after - before).nan_to_num(nan=float("inf"))
+    diverging = {"diverging": rise > DIVERGENCE_THRESHOLD}
+    return accept_or_reject(state, before, after, noise["accept"]) | diverging
 
 
 def leapfrog(

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 #: Everything that a chain carries; each tensor has the chain as its first dimension.
@@ -112,6 +113,48 @@ class Kernel:
     end_noise: Mapping[str, NoiseSpec] = field(default_factory=dict)
     statistics: tuple[str, ...] = ("accept_prob", "diverging", "num_steps", "energy")
     ends_together: bool = False
+
+
+def first_state(z: Tensor, energy: Energy, step_size: Tensor) -> State:
+    """What the first state of every kernel has at the points z (C, D), no transition made yet."""
+    u, g = energy(z)
+    zero = torch.zeros_like(z[:, 0])
+    count = torch.zeros_like(zero, dtype=torch.int64)
+    return {
+        "z": z,
+        "u": u,
+        "g": g,
+        "step_size": step_size,
+        "active": count > 0,
+        "accept_prob": zero,
+        "diverging": count > 0,
+        "num_steps": count,
+        "energy": zero,
+    }
+
+
+def accept_or_reject(state: State, before: Tensor, after: Tensor, uniform: Tensor) -> State:
+    r"""Metropolis: take ``new_z``, ``new_u``, ``new_g`` with probability :math:`\min(1, e^{before - after})`.
+
+    Args:
+        state: with the proposals.
+        before: total energies (C,) where the transition started, in nats.
+        after: total energies of the proposals (C,); NaN is never accepted.
+        uniform: numbers from [0, 1), (C,).
+
+    Returns:
+        The state with ``z``, ``u``, ``g``, ``accept_prob`` and ``energy``, that of the point taken.
+    """
+    accept_prob = (before - after).nan_to_num(nan=-float("inf")).exp().clamp(max=1.0)
+    accepted = uniform < accept_prob
+    keep = accepted[:, None]
+    return state | {
+        "z": torch.where(keep, state["new_z"], state["z"]),
+        "u": torch.where(keep, state["new_u"], state["u"]),
+        "g": torch.where(keep[:, None], state["new_g"], state["g"]),
+        "accept_prob": accept_prob,
+        "energy": torch.where(accepted, after, before),
+    }
 
 
 def total(parts: Tensor, params: Params) -> Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +27,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ppgen.errors import CheckpointError, ConfigError, ShapeError
+from ppgen.errors import CheckpointError, ConfigError, SamplingWarning, ShapeError
 from ppgen.inference.checkpoint import CheckpointDirectory, write_bundle
-from ppgen.inference.mcmc import saving
+from ppgen.inference.mcmc import faults, saving
 from ppgen.inference.mcmc.backends import Compile
 from ppgen.inference.mcmc.result import Posterior, Summary
 from ppgen.inference.mcmc.run import Hook, Run, Settings
@@ -99,16 +100,25 @@ class MCMC:
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
-        check_count("num_samples", num_samples)
-        check_count("num_chains", num_chains)
-        if warmup_steps is not None:
-            check_count("warmup_steps", warmup_steps, least=0)
+        num_samples = check_count("num_samples", num_samples)
+        num_chains = check_count("num_chains", num_chains)
+        warmup_steps = (
+            num_samples if warmup_steps is None else check_count("warmup_steps", warmup_steps, least=0)
+        )
+        if initial_params is not None:
+            if not isinstance(initial_params, Mapping):
+                raise ConfigError(
+                    "initial_params: expected a dictionary of unconstrained values by name of the site, got "
+                    f"{type(initial_params).__name__}"
+                )
+            initial_params = {name: torch.as_tensor(value) for name, value in initial_params.items()}
         _check_target(kernel, initial_params, transforms, num_chains)
         if hook_fn is not None and not callable(hook_fn):
             raise ConfigError(f"hook_fn: expected a function, got {type(hook_fn).__name__}")
         if isinstance(save_params, str):
             raise ConfigError(f"save_params: expected a list of site names, got the string {save_params!r}")
-        if seed is not None and check_count("seed", seed, least=0) >= 2**63:
+        seed = None if seed is None else check_count("seed", seed, least=0)
+        if seed is not None and seed >= 2**63:
             raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed}")
         if dtype not in (None, torch.float32, torch.float64):
             raise ConfigError(f"dtype: expected torch.float32, torch.float64 or None, got {dtype!r}")
@@ -120,7 +130,7 @@ class MCMC:
         self.num_samples = num_samples
         self._settings = Settings(
             sampler=kernel,
-            warmup_steps=num_samples if warmup_steps is None else warmup_steps,
+            warmup_steps=warmup_steps,
             num_chains=num_chains,
             initial_params=initial_params or None,
             transforms=(kernel.transforms if transforms is None else transforms)
@@ -162,6 +172,9 @@ class MCMC:
         what has been drawn is kept, and ``extend(0)`` goes on with the rest. Another ``run`` starts
         afresh; new data of the same shape use what was compiled before.
 
+        What is seen at once to be wrong with the draws (divergences, chains that are stuck or apart) is
+        said as :class:`~ppgen.errors.SamplingWarning`; ``posterior.warnings`` has looked at every site.
+
         Raises:
             DataError: data or starting values that the model cannot take.
             ConfigError: a model without latents that can be sampled, or an argument that does not fit it.
@@ -172,7 +185,7 @@ class MCMC:
         self._run = None
         run = Run(self._settings, args, kwargs, self.num_samples)
         self._run = run
-        run.go(self.num_samples)
+        self._go(run)
 
     def extend(self, num: int) -> None:
         """Draw ``num`` more of each chain, after completing a run that was interrupted.
@@ -185,7 +198,12 @@ class MCMC:
         """
         run = self._started()
         self.num_samples += check_count("num", num, least=0)
+        self._go(run)
+
+    def _go(self, run: Run) -> None:
         run.go(self.num_samples)
+        for fault in faults.find_at_once(run.posterior()):
+            warnings.warn(fault, SamplingWarning, stacklevel=3)
 
     # -- results --------------------------------------------------------------------------
 
@@ -199,17 +217,26 @@ class MCMC:
         """Whether the run came to its end and nothing deserves a look."""
         return self.posterior.ok
 
-    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:
+    def get_samples(
+        self,
+        num_samples: int | None = None,
+        group_by_chain: bool = False,
+        *,
+        deterministic: bool = False,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
         """Draws of each latent site, as :meth:`pyro.infer.MCMC.get_samples`.
 
         Args:
             num_samples: resample so many with replacement; all in order where it is ``None``.
             group_by_chain: keep the dimension of the chains.
+            deterministic: add the model's ``pyro.deterministic`` sites.
+            seed: of the resampling; without it, torch's global generator is drawn from.
 
         Returns:
             For each site ``(C * S, ...)``, or ``(C, S, ...)`` grouped.
         """
-        return self.posterior.get_samples(num_samples, group_by_chain)
+        return self.posterior.get_samples(num_samples, group_by_chain, deterministic=deterministic, seed=seed)
 
     def diagnostics(self) -> dict[str, Any]:
         """R-hat and effective sample size of each site, divergences and acceptance rate of each chain."""
@@ -292,7 +319,7 @@ class MCMC:
             checkpoint=None if saving.is_bundle(path) else path,
         )
         mcmc._run = Run(mcmc._settings, args, kwargs, mcmc.num_samples, tree)
-        mcmc._run.go(mcmc.num_samples)
+        mcmc._go(mcmc._run)
         return mcmc
 
     def _started(self) -> Run:

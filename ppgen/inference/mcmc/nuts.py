@@ -167,7 +167,8 @@ def advance(state: State, params: Params, energy: Energy, noise: Noise, *, max_t
     # Does the run turn, within itself or where it meets the trajectory?
     run_rho = torch.where(is_first[:, None], p, state["run_rho"] + p)
     blocks, turned, turned_across = _blocks(state, index, p, run_rho)
-    turns = _turns(state["back_p"], p, state["rho"] + run_rho)
+    # The whole is asked about where a run begins, as the second half of the check, and where it ends.
+    turns = (is_first | is_last) & _turns(state["back_p"], p, state["rho"] + run_rho)
     turned_at_start = torch.where(is_first, turns, state["run_turned"])
 
     # Draw this step's point from those of the run so far, with its share of their weights.
@@ -249,7 +250,9 @@ def _blocks(state: State, index: Tensor, p: Tensor, rho: Tensor) -> tuple[State,
     levels = state["first"].shape[1]
     size = 2 ** torch.arange(1, levels + 1, device=p.device)
     position = index[:, None] & (size - 1)
-    begins = (state["active"][:, None] & (position == 0))[..., None]
+    # Larger blocks than the run have no use for a beginning.
+    fits = state["active"][:, None] & (size <= state["run_size"][:, None])
+    begins = (fits & (position == 0))[..., None]
     first = torch.where(begins, p[:, None], state["first"])
     last = torch.where(begins, state["front_p"][:, None], state["last"])
     before = torch.where(begins, (rho - p)[:, None], state["before"])

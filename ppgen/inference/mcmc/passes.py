@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ppgen.inference.mcmc.tracer import Draft
+
 aten = torch.ops.aten
 
 # What repeats or renames a tensor: not worth a buffer of its own.
@@ -25,8 +27,8 @@ _PRODUCTS = {aten.mul.Tensor, aten.div.Tensor}
 _SMALL = 4096
 
 
-def tidied(graph: fx.GraphModule) -> fx.GraphModule:
-    """Compute once what is constant, merge what is computed twice, and drop what nobody uses."""
+def tidied(graph: Draft) -> fx.GraphModule:
+    """The program: what is constant computed, what is computed twice merged, what nobody uses dropped."""
     graph.graph.eliminate_dead_code()
     without_copies(graph)
     _independent_of_strides(graph)
@@ -35,11 +37,10 @@ def tidied(graph: fx.GraphModule) -> fx.GraphModule:
     merge_repeated(graph)
     graph.graph.eliminate_dead_code()
     _drop_unused_buffers(graph)
-    graph.recompile()
-    return graph
+    return fx.GraphModule(graph, graph.graph)
 
 
-def _independent_of_strides(graph: fx.GraphModule) -> None:
+def _independent_of_strides(graph: Draft) -> None:
     """What was recorded for one layout must hold for another, and for batches."""
     for node in graph.graph.nodes:
         if node.target is aten.view.default:
@@ -58,24 +59,25 @@ def _independent_of_strides(graph: fx.GraphModule) -> None:
             node.args = tuple(args)
 
 
-def without_copies(graph: fx.GraphModule) -> None:
+def without_copies(graph: Draft) -> None:
     """Replace ``copy(target, source)``, which has no derivative, by the source in the target's shape."""
     for node in list(graph.graph.nodes):
         if node.target is not aten.copy.default:
             continue
         source = node.args[1]
-        if not _same_shape(source, node):
+        if isinstance(source, fx.Node) and not _same_shape(source, node):
             meta = node.meta["tensor_meta"]
             with graph.graph.inserting_before(node):
                 cast = graph.graph.call_function(aten.to.dtype, (source, meta.dtype))
-                source = graph.graph.call_function(aten.expand.default, (cast, list(meta.shape)))
-            cast.meta, source.meta = {}, dict(node.meta)
+                whole = graph.graph.call_function(aten.expand.default, (cast, list(meta.shape)))
+            cast.meta = {"tensor_meta": source.meta["tensor_meta"]._replace(dtype=meta.dtype)}
+            whole.meta = dict(node.meta)
+            source = whole
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
-    graph.recompile()
 
 
-def fold_constants(graph: fx.GraphModule) -> None:
+def fold_constants(graph: Draft) -> None:
     """Replace nodes that do not depend on the inputs by buffers with their values."""
     constant: dict[fx.Node, Any] = {}
     literal: set[fx.Node] = set()  # made of nothing but numbers, whatever the data
@@ -117,7 +119,7 @@ def _filled(node: fx.Node) -> Tensor:
     return torch.full(meta.shape, fill, dtype=meta.dtype, device=meta.device)
 
 
-def simplify(graph: fx.GraphModule) -> None:
+def simplify(graph: Draft) -> None:
     """Drop operations that change nothing: renamings, ``+ 0``, ``* 1``, reshapings to the same shape."""
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or not node.args:
@@ -128,7 +130,7 @@ def simplify(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def _unchanged(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def _unchanged(graph: Draft, node: fx.Node) -> fx.Node | None:
     """The node that ``node`` equals."""
     target, first = node.target, node.args[0]
     if target is aten.cat.default and isinstance(first, (list, tuple)) and len(first) == 1:
@@ -157,7 +159,7 @@ def _unchanged(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _is_all(graph: fx.GraphModule, value: Any, number: int) -> bool:
+def _is_all(graph: Draft, value: Any, number: int) -> bool:
     if isinstance(value, (int, float)):
         return value == number
     if not isinstance(value, fx.Node):
@@ -185,7 +187,7 @@ def _same_shape(a: fx.Node, b: fx.Node) -> bool:
     return tuple(x.shape) == tuple(y.shape) and x.dtype == y.dtype
 
 
-def merge_repeated(graph: fx.GraphModule) -> None:
+def merge_repeated(graph: Draft) -> None:
     """Merge nodes with the same operation and arguments, and buffers that are the same tensor."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.graph.nodes):
@@ -220,7 +222,7 @@ def _frozen(value: Any) -> Any:
     return type(value).__name__, value
 
 
-def _drop_unused_buffers(graph: fx.GraphModule) -> None:
+def _drop_unused_buffers(graph: Draft) -> None:
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name in [name for name, _ in graph.named_buffers() if name not in used]:
         delattr(graph, name)

@@ -44,7 +44,7 @@ from ppgen.inference.mcmc.sites import (
     with_data,
 )
 from ppgen.inference.mcmc.survey import survey
-from ppgen.inference.mcmc.transforms import bijection
+from ppgen.inference.mcmc.transforms import bijection, unconstrained_shape
 
 
 class Target(Protocol):
@@ -105,9 +105,11 @@ class Potential:
         seed: of the first values at which the model is tried.
 
     Attributes:
+        model: the program, as it was given.
+        args, kwargs: its arguments, on the device where the chains are.
         sites: the latent sites, in the order in which the model samples them.
         observed: observed sites and factors.
-        deterministics: the deterministic sites, with names and shapes.
+        deterministics: the deterministic sites, but for those that depend on a discrete latent.
         discrete: names of discrete latents, which are summed out.
         num_dims: D.
         dtype, device: of z.
@@ -135,23 +137,22 @@ class Potential:
         if dtype not in (None, torch.float32, torch.float64):
             raise ConfigError(f"dtype: expected torch.float32, torch.float64 or None, got {dtype}")
         self._device = None if device is None else torch.device(device)
-        self._args, self._kwargs = _moved((tuple(args), dict(kwargs or {})), self._device)
+        self.model = model
+        self.args, self.kwargs = _moved((tuple(args), dict(kwargs or {})), self._device)
         self._seed = seed
         found = survey(
             model,
-            self._args,
-            self._kwargs,
+            self.args,
+            self.kwargs,
             dtype=dtype,
             device=self._device,
             max_plate_nesting=max_plate_nesting,
             seed=seed,
         )
-        self._plain_model = model
         self._model = enumerated(model, found.max_plate_nesting) if found.discrete else model
         self._params = found.params
         self.sites = found.latents
         self.observed = found.observed
-        self.deterministics = found.deterministics
         self.discrete = found.discrete
         self.num_dims = found.latents[-1].slice.stop
         self.dtype = found.dtype
@@ -161,11 +162,12 @@ class Potential:
         self._shapes = [torch.Size(site.unconstrained_shape) for site in found.latents]
         self._programs: dict[str, Program] = {}
         self.dtype_reason = f"dtype={dtype} was given"
+        self.deterministics = self._without_discrete(found.deterministics)
         if dtype is None:
             self._choose_dtype()
 
     def log_parts(self, z: Tensor) -> Tensor:
-        """Log prior of the latents + log |Jacobian|, and log likelihood (the rest), (2,) in nats, at z (D,).
+        """Log prior with the log Jacobian, and log likelihood (the rest), (2,) in nats, at z (D,).
 
         Where a latent's prior depends on a discrete latent, it is in the second part.
         """
@@ -235,7 +237,12 @@ class Potential:
         def value(site: Any) -> Tensor:
             if is_discrete(site):
                 return site["fn"].sample()
-            found = strategy(site)
+            try:
+                found = strategy(site)
+            except NotImplementedError:  # most strategies sample first, which improper priors cannot
+                transform = bijection(site["fn"].support, site["name"])
+                shape = unconstrained_shape(transform, site["fn"].shape())
+                found = transform(torch.rand(shape) * 4 - 2)
             if not bool(found.isfinite().all()):  # as the mean of a Cauchy
                 found = init_to_median(site)
             return found.to(self.device, self.dtype)
@@ -245,7 +252,7 @@ class Potential:
     def _unconstrained(self, values: Messenger, seed: int) -> Tensor:
         valued = Valued(self._latents, self._params)
         with torch.no_grad(), cured(self.dtype, self._device, seed), valued, values:
-            self._plain_model(*self._args, **self._kwargs)
+            self.model(*self.args, **self.kwargs)
         missing = [name for name in self._latents if name not in valued.pieces]
         if missing:
             raise ConfigError(
@@ -256,8 +263,17 @@ class Potential:
     def site_log_probs(self, z: Tensor) -> dict[str, Tensor]:
         """Total log density of each site with one, in nats, at z (D,): for messages."""
         with torch.no_grad(), self._cured(z.dtype):
-            done = self._run(self._plain_model, graph.split(z, self._shapes))
+            done = self._run(self.model, graph.split(z, self._shapes))
             return {name: _log_prob(site).sum() for name, site in self._with_density(done).items()}
+
+    def _without_discrete(self, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        """Those of the deterministic sites that have one value, whatever the discrete latents are."""
+        if not self.discrete or not sites:
+            return sites
+        nodes = self._nodes_at(self._examples()[0])
+        return tuple(
+            site for site in sites if nodes[site.name]["value"].numel() == torch.Size(site.shape).numel()
+        )
 
     def _choose_dtype(self) -> None:
         if self.dtype == torch.float64:
@@ -282,7 +298,7 @@ class Potential:
     def _run(self, model: Model, pieces: Sequence[Tensor]) -> Run:
         by_name = {site.name: piece for site, piece in zip(self.sites, pieces, strict=True)}
         placed = Placed(self._latents, by_name, self._params)
-        return run(model, self._args, self._kwargs, placed, others={*self.discrete, *self._functions})
+        return run(model, self.args, self.kwargs, placed, others={*self.discrete, *self._functions})
 
     def _parts(self, pieces: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         with self._cured(dtype):

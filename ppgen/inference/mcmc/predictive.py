@@ -63,16 +63,17 @@ def log_likelihood(posterior: Posterior) -> dict[str, Tensor]:
 def deterministic(posterior: Posterior) -> dict[str, Tensor]:
     """Values ``(C, S, *shape)`` of the model's ``pyro.deterministic`` sites at each draw.
 
+    Those that depend on a discrete latent that was summed out are left out.
+
     Raises:
         CapabilityError: the draws have no model.
     """
     source = _source(posterior, "deterministic")
+    names = [site.name for site in source.deterministics]
 
     def run(given: Values) -> Values:
         nodes = _trace(source.model, source.args, source.kwargs, given).nodes
-        return {
-            name: site["value"] for name, site in nodes.items() if is_sampled(site) and is_deterministic(site)
-        }
+        return {name: nodes[name]["value"] for name in names}
 
     return _by_chain(_map(run, _flat(posterior), source), posterior)
 

@@ -49,7 +49,7 @@ class Program:
         except Exception as error:
             graph.warn_slow("the model cannot be traced", error)
             return
-        if agrees(traced, function, examples):
+        if agrees(traced, function, examples[1:]):
             self.single, self.traceable = traced, True
         else:
             warnings.warn(
@@ -75,9 +75,25 @@ class Program:
         rows = [self.single(row) for row in z]
         return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
+    def occasional(self, z: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`batched`, without making a program for this number of chains."""
+        if self.traceable and self._batches and len(z) not in self._by_chains:
+            try:
+                return graph.at_once(self.single, z)
+            except RuntimeError:
+                pass  # says why in the other way
+        return self.batched(z)
+
     def density(self, num_dims: int, num_parts: int) -> Density:
         """The program as a density; its function must give values and gradients."""
-        return Density(num_dims, num_parts, self.single, self.batched, self.traceable)  # type: ignore[arg-type]
+        return Density(
+            num_dims,
+            num_parts,
+            self.single,  # type: ignore[arg-type]
+            self.batched,  # type: ignore[arg-type]
+            self.traceable,
+            self.occasional,  # type: ignore[arg-type]
+        )
 
 
 def energy_program(parts: graph.Pieces, shapes: Sequence[torch.Size], examples: Tensor) -> Program:

@@ -3,7 +3,7 @@ r"""Random-walk Metropolis: a normal step, accepted or not.
 .. math:: z' = z + \epsilon L p, \quad p \sim N(0, I), \qquad
     \text{accepted with probability } \min(1, e^{U(z) - U(z')}).
 
-It looks at no gradient, so it also samples densities that have kinks or jumps; where gradients help,
+It does not use the gradient, so it also samples densities that have kinks or jumps; where gradients help,
 every other kernel needs far fewer evaluations in more than a few dimensions.
 
 ``params``: ``scale`` L, diagonal (D,) or (D, D); ``weights`` (P,); ``num_steps``, which is 1.
@@ -23,6 +23,8 @@ from ppgen.inference.mcmc.kernel import (
     NoiseSpec,
     Params,
     State,
+    accept_or_reject,
+    first_state,
     scaled,
     total,
 )
@@ -44,23 +46,8 @@ def random_walk_kernel(num_dims: int) -> Kernel:
 
 def init(z: Tensor, energy: Energy, step_size: Tensor) -> State:
     """The state at the points z (C, D)."""
-    u, g = energy(z)
-    zero = torch.zeros_like(z[:, 0])
-    count = torch.zeros_like(zero, dtype=torch.int64)
-    return {
-        "z": z,
-        "u": u,
-        "g": g,
-        "step_size": step_size,
-        "active": count > 0,
-        "new_z": z,
-        "new_u": u,
-        "new_g": g,
-        "accept_prob": zero,
-        "diverging": count > 0,
-        "num_steps": count,
-        "energy": zero,
-    }
+    state = first_state(z, energy, step_size)
+    return state | {"new_z": z, "new_u": state["u"], "new_g": state["g"]}
 
 
 def begin(state: State, params: Params, noise: Noise) -> State:
@@ -79,15 +66,4 @@ def advance(state: State, params: Params, energy: Energy, noise: Noise) -> State
 
 def end(state: State, params: Params, noise: Noise) -> State:
     """Accept or reject (Metropolis). ``energy`` is that of the point; nothing diverges."""
-    before, after = total(state["u"], params), total(state["new_u"], params)
-    change = (after - before).nan_to_num(nan=float("inf"))
-    accept_prob = (-change).exp().clamp(max=1.0)
-    accepted = noise["accept"] < accept_prob
-    keep = accepted[:, None]
-    return state | {
-        "z": torch.where(keep, state["new_z"], state["z"]),
-        "u": torch.where(keep, state["new_u"], state["u"]),
-        "g": torch.where(keep[:, None], state["new_g"], state["g"]),
-        "accept_prob": accept_prob,
-        "energy": torch.where(accepted, after, before),
-    }
+    return accept_or_reject(state, total(state["u"], params), total(state["new_u"], params), noise["accept"])

@@ -72,8 +72,12 @@ class Source(Protocol):
     def observed(self) -> Sequence[Any]:
         """The observed sites, with their values; a factor has none."""
 
+    @property
+    def deterministics(self) -> Sequence[Any]:
+        """The deterministic sites that a draw of the latents determines, each with its ``name``."""
 
-@dataclass
+
+@dataclass(repr=False)
 class Posterior:
     """Draws of C chains, S of each, with all that belongs to them.
 
@@ -88,7 +92,8 @@ class Posterior:
         attributes: how the run went: ``seed``, ``sampler``, ``versions``, ``dtype``, ``backend``,
             ``compile_seconds``, ``warmup_seconds``, ``sampling_seconds``, ``step_size``, ``scale`` (square
             root of the inverse mass), ``trajectory_length``, ``num_samples`` (draws asked for),
-            ``interrupted`` (bool), ``restarted`` (chains that warm-up started again elsewhere).
+            ``interrupted`` (bool), ``restarted`` (chains that warm-up started again elsewhere in its second
+            half) and ``left_behind`` (those in its first half, slow to arrive from far-out starts).
     """
 
     samples: dict[str, Tensor]
@@ -185,10 +190,18 @@ class Posterior:
 
     @functools.cached_property
     def described(self) -> dict[str, dict[str, Tensor]]:
-        """:func:`~ppgen.inference.mcmc.diagnostics.describe` of each site, on the CPU."""
+        """:func:`~ppgen.inference.mcmc.diagnostics.describe` of each site, on the CPU.
+
+        Raises:
+            ConfigError: there are no draws.
+        """
         return self._describe(0.9)
 
     def _describe(self, prob: float) -> dict[str, dict[str, Tensor]]:
+        if self.num_draws == 0:
+            raise ConfigError(
+                "samples: there are no draws yet, the run ended in warm-up; go on with extend(0)"
+            )
         return {
             name: {key: value.cpu() for key, value in diagnostics.describe(draws, prob).items()}
             for name, draws in self.samples.items()
@@ -260,10 +273,14 @@ class Posterior:
         return arviz_adapter.to_arviz(self, **options)
 
     def __str__(self) -> str:
-        return str(self.summary())
+        return str(self.summary()) if self.num_draws else repr(self)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{name} {tuple(draws.shape[2:])}" for name, draws in self.samples.items())
+        return f"<Posterior: {self.num_chains} chains of {self.num_draws} draws of {sites}>"
 
 
-@dataclass
+@dataclass(repr=False)
 class Summary:
     """A table of a posterior.
 
@@ -284,6 +301,9 @@ class Summary:
         import pandas as pd
 
         return pd.DataFrame({k: v.numpy() for k, v in self.columns.items()}, index=self.rows)
+
+    def __repr__(self) -> str:
+        return f"<Summary of {len(self.rows)} rows: print it, or to_pandas()>"
 
     def __str__(self) -> str:
         shown = self.rows[:_MAX_ROWS]

@@ -18,6 +18,7 @@ from ppgen.inference.checkpoint import CheckpointDirectory
 from ppgen.inference.interrupts import Interrupts
 from ppgen.inference.mcmc import saving
 from ppgen.inference.mcmc.adaptation import Warmed, Warmup
+from ppgen.inference.mcmc.adaptation.stuck import Restart
 from ppgen.inference.mcmc.backends import Compile, make_executor
 from ppgen.inference.mcmc.draws import Draws
 from ppgen.inference.mcmc.potential import Potential
@@ -163,6 +164,7 @@ class Run:
             sampler.tuning,
             num=self.settings.warmup_steps,
             seed=self._seeds[3],
+            record=self._watched(),
         )
         self.draws.reserve(self.num_samples, self._one_draw())
 
@@ -215,19 +217,21 @@ class Run:
             self._sample(self._warmed)
 
     def _warm_up(self) -> None:
-        """Warm up, one transition after the other."""
-        warmup, hook = self._warmup, self.settings.hook_fn
+        """Warm up, a few transitions at a time."""
+        warmup = self._warmup
         started, before = time.perf_counter(), self.seconds["warmup"]
         try:
             while not warmup.done:
                 if self._interrupts.requested:
                     self.interrupted = True
                     return
+                done = warmup.completed
                 warmup.step()
-                shown = {n: warmup.state[n] for n in ("step_size", "accept_prob", "diverging")}
-                self._bar.update("Warmup", 1, shown)
-                if hook is not None:
-                    self._call_hook(warmup.state["z"][None], "Warmup", warmup.completed - 1)
+                if not self.settings.disable_progbar:
+                    shown = warmup.recorded | {"step_size": torch.tensor(warmup.step_size)}
+                    self._bar.update("Warmup", warmup.completed - done, shown)
+                if self.settings.hook_fn is not None:
+                    self._call_hook(warmup.recorded["z"], "Warmup", done)
                 self.seconds["warmup"] = before + time.perf_counter() - started
                 self._write_checkpoint_if_due()
         except KeyboardInterrupt:
@@ -236,6 +240,11 @@ class Run:
         self._warmed = warmup.finish()
         self.state = self._warmed.state
         self.notes += self._warmed.report.warnings
+
+    def _watched(self) -> list[str]:
+        """What the host looks at after transitions of warm-up."""
+        bar = [] if self.settings.disable_progbar else ["diverging"]
+        return bar if self.settings.hook_fn is None else [*bar, "z"]
 
     def _sample(self, warmed: Warmed) -> None:
         """Sample in chunks, whose sizes change nothing but how often the host looks."""
@@ -296,7 +305,7 @@ class Run:
     def _check_moving(self) -> None:
         """Raise where no chain has moved since sampling began, nor will."""
         done = self.draws.done
-        if self._moved or done < min(_STILL, self.num_samples):
+        if self._moved or done < _STILL:
             return
         drawn = self.draws.read()
         accept = float(drawn["accept_prob"].mean())
@@ -371,7 +380,8 @@ class Run:
                 "step_size": report.step_size,
                 "scale": self._warmed.params["scale"],
                 "trajectory_length": report.trajectory_length,
-                "restarted": sorted({chain for item in report.restarts for chain in item.chains}),
+                "restarted": _chains(report.restarts, late=True),
+                "left_behind": _chains(report.restarts, late=False),
             }
         return found
 
@@ -455,6 +465,11 @@ class Run:
         except CheckpointError as error:
             warnings.warn(str(error), CheckpointWarning, stacklevel=2)
         self._last_checkpoint = time.perf_counter()
+
+
+def _chains(restarts: list[Restart], *, late: bool) -> list[int]:
+    """The chains that were started again, in the second half of warm-up or in its first."""
+    return sorted({chain for item in restarts if item.late is late for chain in item.chains})
 
 
 def _split_seed(seed: int, num: int) -> list[int]:

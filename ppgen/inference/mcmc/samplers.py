@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Integral
 from typing import Any, Literal
 
 from pyro.infer.autoguide import init_to_uniform
@@ -92,8 +93,8 @@ class Sampler:
                 f"got {self.init_strategy!r}"
             )
         if self.max_plate_nesting is not None:
-            check_count("max_plate_nesting", self.max_plate_nesting, least=0)
-        check_positive(self._step_size_argument, self.first_step_size)
+            self.max_plate_nesting = check_count("max_plate_nesting", self.max_plate_nesting, least=0)
+        check_positive(self._step_size_argument, getattr(self, self._step_size_argument))
         check_positive("target_accept_prob", self.target_accept_prob)
         if self.target_accept_prob >= 1:
             raise ConfigError(
@@ -150,7 +151,7 @@ class Sampler:
 class HMC(Sampler):
     r"""Hamiltonian Monte Carlo; all chains take the same number of leapfrog steps.
 
-    Attributes, beside those of :class:`Sampler`:
+    Attributes:
         trajectory_length: time of a trajectory; :math:`2 \pi` where neither it nor ``num_steps`` is given,
             as in Stan. The number of steps is this over the step size.
         num_steps: number of leapfrog steps, where no ``trajectory_length`` is given. As in Pyro, the
@@ -184,7 +185,7 @@ class HMC(Sampler):
         if self.trajectory_length is not None:
             check_positive("trajectory_length", self.trajectory_length)
         if self.num_steps is not None:
-            check_count("num_steps", self.num_steps)
+            self.num_steps = check_count("num_steps", self.num_steps)
         check_positive("min_stepsize", self.min_stepsize)
         check_positive("max_stepsize", self.max_stepsize)
 
@@ -194,7 +195,11 @@ class HMC(Sampler):
         length = self.trajectory_length
         if length is None:
             length = 2 * math.pi if self.num_steps is None else self.step_size * self.num_steps
-        return self._make_tuning(trajectory_length=float(length))
+        return self._make_tuning(
+            trajectory_length=float(length),
+            min_step_size=float(self.min_stepsize),
+            max_step_size=float(self.max_stepsize),
+        )
 
     def kernel(self, num_dims: int) -> Kernel:
         """See :class:`Sampler`."""
@@ -205,7 +210,7 @@ class HMC(Sampler):
 class NUTS(Sampler):
     """The no-U-turn sampler: the length of each trajectory is found as it goes.
 
-    Attributes, beside those of :class:`Sampler`:
+    Attributes:
         use_multinomial_sampling: without effect: points of a trajectory are always drawn by their weight.
             ``False`` asks Pyro for the older slice sampling, which has the same stationary distribution.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` leapfrog steps.
@@ -229,7 +234,8 @@ class NUTS(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if check_count("max_tree_depth", self.max_tree_depth) > _DEEPEST:
+        self.max_tree_depth = check_count("max_tree_depth", self.max_tree_depth)
+        if self.max_tree_depth > _DEEPEST:
             raise ConfigError(f"max_tree_depth: expected at most {_DEEPEST}, got {self.max_tree_depth}")
 
     def kernel(self, num_dims: int) -> Kernel:
@@ -243,8 +249,8 @@ class ChEES(Sampler):
 
     Warm-up climbs the change in the estimator of the expected square (ChEES) by stochastic gradients;
     sampling jitters the length. It wants many chains, 32 or more, and is then the most efficient sampler
-    on most models. Attributes: those of :class:`Sampler`; a target of .651 is optimal for HMC in high
-    dimensions.
+    on most models. Attributes: those of :class:`Sampler`; an acceptance of .651, optimal for HMC in
+    high dimensions, is too low for most models, and diverges where scales are latent.
     """
 
     model: Model | None = None
@@ -255,7 +261,7 @@ class ChEES(Sampler):
     full_mass: FullMass = False
     transforms: Mapping[str, Any] | None = None
     max_plate_nesting: int | None = None
-    target_accept_prob: float = 0.651
+    target_accept_prob: float = 0.9
     init_strategy: InitStrategy = init_to_uniform
 
     @property
@@ -347,9 +353,9 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     Raises:
         ConfigError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name}: expected an integer of {least} or more, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_positive(name: str, value: object) -> None:

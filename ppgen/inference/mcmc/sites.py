@@ -21,7 +21,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ppgen.errors import ConfigError
-from ppgen.inference.mcmc.transforms import bijection
+from ppgen.inference.mcmc.transforms import bijection, unconstrained_shape
 
 Model = Callable[..., Any]
 
@@ -93,11 +93,11 @@ class ObservedSite(Site):
 
 @dataclass
 class Run:
-    """One run of a model.
+    r"""One run of a model.
 
     Attributes:
         nodes: Pyro's message of each sample site, in order.
-        log_jacobian: sum over the latents of log |d value / d z|, in nats.
+        log_jacobian: sum over the latents of :math:`\log |d v / d z|` with value v, in nats.
         trace: Pyro's trace.
     """
 
@@ -175,7 +175,7 @@ class Valued(Messenger):
 
 
 def with_data(site: LatentSite, value: Tensor) -> Tensor:
-    """The whole value of a site of which only some entries are latent: ``value`` (..., M, *event)."""
+    """The whole value of a site of which only some entries are latent: ``value`` ``(..., M, *event)``."""
     if site.missing is None or site.fill is None:
         return value
     event = site.shape[len(site.shape) - site.event_dim :]
@@ -212,7 +212,7 @@ def masked_data(msg: Any) -> Tensor:
 def feasible_value(support: Any, like: Tensor) -> Tensor:
     """Some value in ``support``, of the shape of ``like``."""
     transform = torch.distributions.transform_to(support)
-    shape = transform.inverse_shape(like.shape)
+    shape = unconstrained_shape(transform, like.shape)
     return transform(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
 

@@ -7,6 +7,7 @@ tell less.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ def starting_points(
             - ``"overdispersed"``: uniform on (-2, 2) in each unconstrained coordinate;
             - ``"pathfinder"``, ``"advi"``: draws of a fitted approximation
               (:mod:`ppgen.inference.mcmc.approximations`);
-            - one of ``pyro.infer.autoguide.initialization.init_to_...``, called anew for each chain;
+            - one of ``pyro.infer.autoguide.initialization.init_to_...``, called anew for each chain
+              (``init_to_uniform`` draws coordinates uniformly, as the first, within its radius);
             - values by name of the site, **unconstrained**, as Pyro's ``initial_params``: each of the site's
               unconstrained shape, or with the chains as a further first dimension.
         seed: of the draws.
@@ -82,13 +84,15 @@ def _drawing(potential: Target, strategy: Strategy, seed: int) -> Callable[[int,
     """A function from the number of chains and of the attempt to points (C, D)."""
     generator = torch.Generator().manual_seed(seed)
 
-    def overdispersed(num: int, attempt: int) -> Tensor:
+    def overdispersed(num: int, attempt: int, radius: float = RADIUS) -> Tensor:
         uniform = torch.rand(num, potential.num_dims, generator=generator, dtype=torch.float64)
-        return ((uniform * 2 - 1) * RADIUS).to(potential.device, potential.dtype)
+        return ((uniform * 2 - 1) * radius).to(potential.device, potential.dtype)
 
     fits = {"pathfinder": pathfinder, "advi": advi}
     if isinstance(strategy, str) and strategy == "overdispersed":
         return overdispersed
+    if (radius := _uniform_radius(strategy)) is not None:
+        return functools.partial(overdispersed, radius=radius)
     if isinstance(strategy, str) and strategy in fits:
         fit = fits[strategy]
 
@@ -106,8 +110,6 @@ def _drawing(potential: Target, strategy: Strategy, seed: int) -> Callable[[int,
         )
     by_site = getattr(potential, "unconstrain_by", None)
     if by_site is None:
-        if strategy is init_to_uniform:
-            return overdispersed
         raise ConfigError(
             "init_strategy: a potential_fn has no sites to start; give initial_params, or a name"
         )
@@ -117,6 +119,15 @@ def _drawing(potential: Target, strategy: Strategy, seed: int) -> Callable[[int,
         return torch.stack([by_site(strategy, seed=(first + chain) % 2**63) for chain in range(num)])
 
     return from_pyro
+
+
+def _uniform_radius(strategy: Strategy) -> float | None:
+    """The radius of Pyro's ``init_to_uniform``, which needs no run of the model; ``None`` for others."""
+    if strategy is init_to_uniform:
+        return RADIUS
+    if isinstance(strategy, functools.partial) and strategy.func is init_to_uniform and not strategy.args:
+        return float(strategy.keywords.get("radius", RADIUS))
+    return None
 
 
 def _given(potential: Target, num_chains: int, values: Mapping[str, Tensor]) -> Tensor:
@@ -145,7 +156,7 @@ def _given(potential: Target, num_chains: int, values: Mapping[str, Tensor]) -> 
 
 def _is_good(density: Density, points: Tensor) -> Tensor:
     """Whether the energy and its gradient are finite, (C,)."""
-    parts, gradients = density.batched(points)
+    parts, gradients = density.evaluate(points)
     return parts.isfinite().all(1) & gradients.isfinite().flatten(1).all(1)
 
 

@@ -6,6 +6,7 @@ sites or their supports change.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,11 +37,13 @@ from ppgen.inference.mcmc.sites import (
     plates_of,
     run,
 )
-from ppgen.inference.mcmc.transforms import bijection
+from ppgen.inference.mcmc.transforms import bijection, unconstrained_shape
 from ppgen.ops.random import forked_rng
 
 # Starting values of the validated run: uniform in unconstrained space, within these radii.
 _RADII = (0.5, 0.1, 1.0, 0.0, 2.0)
+# What torch says where precisions are mixed.
+_MIXED = re.compile("dtype|scalar type|same type")
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class _FirstValues(Messenger):
                 _check_enumerable(msg)
                 return
             transform = bijection(fn.support, msg["name"])
-            shape = transform.inverse_shape(fn.shape())
+            shape = unconstrained_shape(transform, fn.shape())
             msg["value"] = transform((torch.rand(shape, device=_device(fn)) * 2 - 1) * self._radius)
 
 
@@ -169,7 +172,7 @@ def _validated(
         except (ConfigError, DataError):
             raise
         except Exception as raised:
-            if dtype is None and natural is None and "dtype" in str(raised):
+            if dtype is None and natural is None and _MIXED.search(str(raised)):
                 natural = torch.float64  # data of one precision met constants of another
             error = error or raised
             continue
@@ -301,7 +304,7 @@ def _latent(site: Any, sites: Mapping[str, Any], start: int) -> LatentSite:
     shape = torch.Size(site["value"].shape)
     missing, fill = _missing(site, sites)
     piece = shape if missing is None else torch.Size((len(missing), *shape[len(shape) - fn.event_dim :]))
-    unconstrained = bijection(fn.support, name).inverse_shape(piece)
+    unconstrained = unconstrained_shape(bijection(fn.support, name), piece)
     return LatentSite(
         name=name,
         shape=tuple(shape),

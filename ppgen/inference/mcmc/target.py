@@ -70,7 +70,11 @@ class InParts:
     def density(self, path: bool = False) -> Density:
         """See :class:`~ppgen.inference.mcmc.potential.Potential`."""
         density = self._potential.density(path)
-        return replace(density, batched=split_energy(density.batched, self._num))
+        return replace(
+            density,
+            batched=split_energy(density.batched, self._num),
+            occasional=split_energy(density.evaluate, self._num),
+        )
 
 
 def split_energy(

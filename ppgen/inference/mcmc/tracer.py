@@ -27,11 +27,31 @@ _INDEXINGS = {
 
 
 class Shape(NamedTuple):
-    """What a node's ``meta["tensor_meta"]`` says of its value."""
+    """What a node's ``meta["tensor_meta"]`` says of its value.
+
+    ``is_plain``: it was row-major, from the beginning of its storage.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    is_plain: bool = True
+
+    @classmethod
+    def of(cls, value: Tensor) -> Shape:
+        """Of a tensor."""
+        is_plain = value.is_contiguous() and value.storage_offset() == 0
+        return cls(value.shape, value.dtype, value.device, is_plain)
+
+
+class Draft(torch.nn.Module):
+    """A program that passes still change: its graph, and its constants as buffers."""
+
+    graph: fx.Graph
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
 
 
 class WritesThroughViewError(RuntimeError):
@@ -40,7 +60,7 @@ class WritesThroughViewError(RuntimeError):
 
 def record(
     function: Callable[..., Any], example: tuple[Tensor, ...], rules: Mapping[Any, Callable[..., Any]]
-) -> fx.GraphModule:
+) -> Draft:
     """The program of ``function`` at the tensors ``example``.
 
     Args:
@@ -68,12 +88,12 @@ class Recorder(TorchDispatchMode):
     def __init__(self, rules: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
         self._rules = rules
-        self._graph = fx.Graph()
+        self._draft = Draft()
+        self._graph = self._draft.graph
         self._nodes: Any = WeakTensorKeyDictionary()
         self._constants: Any = WeakTensorKeyDictionary()
         # Tensors made inside of nothing but numbers, which are the same whatever the data.
         self._literals: Any = WeakTensorKeyDictionary()
-        self._root = torch.nn.Module()
         self._num_constants = 0
         # By storage: names in the program and originals.
         self._captured: dict[int, list[tuple[str, Tensor]]] = {}
@@ -81,15 +101,19 @@ class Recorder(TorchDispatchMode):
         self._viewed: set[int] = set()
         self._kept: list[Tensor] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch.compile sees nothing of this; its import would take most of a second
+
     def add_input(self, name: str, value: Tensor) -> None:
         """Declare an input."""
         node = self._graph.placeholder(name)
         self._set(value, node)
 
-    def finished(self, outputs: Any) -> fx.GraphModule:
+    def finished(self, outputs: Any) -> Draft:
         """The program that gives ``outputs``."""
         self._graph.output(self._named(outputs))
-        return fx.GraphModule(self._root, self._graph)
+        return self._draft
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -173,7 +197,7 @@ class Recorder(TorchDispatchMode):
             self._note_view(args[0])
         elif func._schema.is_mutable and args and isinstance(args[0], Tensor):
             for name, original in self._captured.pop(args[0].untyped_storage()._cdata, ()):
-                setattr(self._root, name, getattr(self._root, name).clone())
+                setattr(self._draft, name, getattr(self._draft, name).clone())
                 self._constants.pop(original, None)
 
     def _noted(self, found: Any, arguments: Any, func: Any) -> Any:
@@ -192,7 +216,7 @@ class Recorder(TorchDispatchMode):
             self._kept.append(base)  # or its storage's address may come again
 
     def _set(self, value: Tensor, node: fx.Node) -> None:
-        node.meta["tensor_meta"] = Shape(value.shape, value.dtype, value.device)
+        node.meta["tensor_meta"] = Shape.of(value)
         self._nodes[value] = node
 
     def _depends(self, values: Any) -> bool:
@@ -220,9 +244,9 @@ class Recorder(TorchDispatchMode):
         if node is None:
             name = f"_{'literal' if value in self._literals else 'constant'}_{self._num_constants}"
             self._num_constants += 1
-            self._root.register_buffer(name, value.detach(), persistent=False)
+            self._draft.register_buffer(name, value.detach(), persistent=False)
             node = self._graph.get_attr(name)
-            node.meta["tensor_meta"] = Shape(value.shape, value.dtype, value.device)
+            node.meta["tensor_meta"] = Shape.of(value)
             self._constants[value] = node
             self._captured.setdefault(value.untyped_storage()._cdata, []).append((name, value))
         return node

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
-from torch.distributions.transforms import IndependentTransform
+from torch.distributions.transforms import AffineTransform, ComposeTransform, IndependentTransform
 
 from ppgen.errors import ConfigError
 
@@ -48,7 +48,7 @@ class TriangularTransform(Transform):
         return matrix[..., rows, columns]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |J|, of the batch shape, in nats."""
+        """Log determinant of the Jacobian, of the batch shape, in nats."""
         return y.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def forward_shape(self, shape: tuple[int, ...]) -> torch.Size:
@@ -81,11 +81,28 @@ class CovarianceTransform(TriangularTransform):
         return super()._inverse(torch.linalg.cholesky(y))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log |J|, of the batch shape, in nats."""
+        """Log determinant of the Jacobian, of the batch shape, in nats."""
         size = y.shape[-1]
         power = torch.arange(size + 1, 1, -1, dtype=x.dtype, device=x.device)
         diagonal = [row * (row + 3) // 2 for row in range(size)]  # where L's diagonal is in x
         return (x[..., diagonal] * power).sum(-1) + size * math.log(2.0)
+
+
+def unconstrained_shape(transform: Transform, shape: torch.Size) -> torch.Size:
+    """The shape that ``transform`` maps to ``shape``.
+
+    As ``transform.inverse_shape``, which broadcasts with a slope's shape: what is mapped to a support has
+    that already, and torch's way to broadcast shapes takes half a second at its first use.
+    """
+    if isinstance(transform, ComposeTransform):
+        for part in reversed(transform.parts):
+            shape = unconstrained_shape(part, shape)
+        return shape
+    if isinstance(transform, IndependentTransform):
+        return unconstrained_shape(transform.base_transform, shape)
+    if isinstance(transform, AffineTransform):
+        return shape
+    return torch.Size(transform.inverse_shape(shape))
 
 
 def bijection(support: Any, site: str) -> Transform:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ppgen.inference.mcmc.adaptation.stuck import restart, stuck_chains
 from ppgen.inference.mcmc.adaptation.trajectory import (
     MOST_STEPS,
     ChEES,
-    chees_gradient,
+    chees_gradients,
     halton,
     num_steps,
     whitened,
@@ -21,7 +22,7 @@ from ppgen.inference.mcmc.adaptation.trajectory import (
 from ppgen.inference.mcmc.adaptation.tuning import Tuning
 from ppgen.inference.mcmc.adaptation.windows import windows
 from ppgen.testing.statistics import assert_close_to
-from tests.inference.mcmc.exact import DOUBLE, correlated, generator, make_params
+from tests.inference.mcmc.exact import DOUBLE, correlated, generator
 
 _CPU = torch.device("cpu")
 
@@ -108,31 +109,39 @@ class TestStepSize:
     )
     def test_dual_averaging_solves_for_the_target(self, num_chains: int, start: float) -> None:
         """Acceptance exp(-step) with noise: the target .8 is reached at -log .8."""
-        averaging = DualAveraging(torch.tensor([start], dtype=DOUBLE), 0.8, num_chains)
+        averaging = DualAveraging(start, 0.8, num_chains)
         noise = 0.1 * torch.randn(2000, generator=generator(1), dtype=DOUBLE) / math.sqrt(num_chains)
-        for e in noise:
-            averaging.update(((-averaging.now).exp() + e).clamp(0, 1))
+        for e in noise.tolist():
+            averaging.update(min(max(math.exp(-averaging.now) + e, 0.0), 1.0))
         assert float(averaging.average) == pytest.approx(-math.log(0.8), rel=0.1)
 
     def test_first_update_is_that_of_stan(self) -> None:
-        averaging = DualAveraging(torch.tensor([0.5], dtype=DOUBLE), 0.8, 1)
-        averaging.update(torch.tensor([0.3], dtype=DOUBLE))
+        averaging = DualAveraging(0.5, 0.8, 1)
+        averaging.update(0.3)
         expected = math.log(5.0) - 1 / 0.05 * (0.8 - 0.3) / 11
-        assert float(averaging.now.log()) == pytest.approx(expected)
-        assert float(averaging.average.log()) == pytest.approx(expected)
+        assert math.log(averaging.now) == pytest.approx(expected)
+        assert math.log(averaging.average) == pytest.approx(expected)
+
+    def test_each_of_several_step_sizes_learns_on_its_own(self) -> None:
+        together = DualAveraging(np.array([0.5, 2.0]), 0.8, 4)
+        alone = DualAveraging(2.0, 0.8, 4)
+        for accept in (0.3, 0.9, 0.7):
+            together.update(np.array([0.1, accept]))
+            alone.update(accept)
+        assert np.asarray(together.average)[1] == alone.average
 
     def test_limits(self) -> None:
-        averaging = DualAveraging(torch.tensor([1.0], dtype=DOUBLE), 0.8, 1, limits=(0.01, 10))
+        averaging = DualAveraging(1.0, 0.8, 1, limits=(0.01, 10))
         for _ in range(20):
-            averaging.update(torch.zeros(1, dtype=DOUBLE))
+            averaging.update(0.0)
         assert float(averaging.now) == pytest.approx(0.01)
 
     def test_search_stops_within_a_factor_of_two(self) -> None:
-        best = torch.tensor([1e-5, 0.3, 1.0, 700.0], dtype=DOUBLE)  # where acceptance crosses the target
-        search = Search(torch.ones(4, dtype=DOUBLE), 0.5)
+        best = np.array([1e-5, 0.3, 1.0, 700.0])  # where acceptance crosses the target
+        search = Search(np.ones(4), 0.5)
         while not search.done:
-            search.update((search.step_size < best).double())
-        assert ((search.step_size / best).log2().abs() <= 1.0 + 1e-9).all()
+            search.update(np.where(search.step_size < best, 1.0, 0.0))
+        assert (np.abs(np.log2(search.step_size / best)) <= 1.0 + 1e-9).all()
         assert search.count < Search.LONGEST
 
 
@@ -160,7 +169,6 @@ class TestTrajectory:
         scale = torch.linalg.cholesky(correlated().covariance)
         z = correlated().draw(500, 1)
         p = torch.randn(500, 3, generator=generator(2), dtype=DOUBLE)
-        params = make_params(3) | {"scale": scale}
 
         def proposals(t: float) -> Tensor:
             return z + t * p @ scale.T
@@ -170,29 +178,35 @@ class TestTrajectory:
             change = ((new - new.mean(0)) ** 2).sum(1) - ((old - old.mean(0)) ** 2).sum(1)
             return float((change**2).mean() / 4)
 
-        state = {"new_z": proposals(0.7), "momentum": p, "accept_prob": torch.ones(500, dtype=DOUBLE)}
         # The mean momentum is held at zero in the formula, as it is in expectation.
         p -= p.mean(0)
-        state["new_z"] = proposals(0.7)
-        quotient = (criterion(0.7 + 1e-4) - criterion(0.7 - 1e-4)) / 2e-4
-        assert chees_gradient(z, state, params) == pytest.approx(quotient, rel=1e-6)
+        quotients = [(criterion(t + 1e-4) - criterion(t - 1e-4)) / 2e-4 for t in (0.7, 0.3)]
+        recorded = {
+            "z": torch.stack([z, z]),
+            "new_z": torch.stack([proposals(0.7), proposals(0.3)]),
+            "momentum": torch.stack([p, p]),
+            "accept_prob": torch.ones(2, 500, dtype=DOUBLE),
+        }
+        assert chees_gradients(z, recorded, scale) == pytest.approx(quotients, rel=1e-6)
 
     def test_rejected_and_undefined_proposals_do_not_count(self) -> None:
         z = correlated().draw(50, 1)
         p = torch.randn(50, 3, generator=generator(2), dtype=DOUBLE)
         accept = torch.rand(50, generator=generator(3), dtype=DOUBLE)
         accept[:10] = 0
-        state = {"new_z": z + p, "momentum": p, "accept_prob": accept}
-        clean = chees_gradient(z, state, make_params(3))
-        state["new_z"][:10], state["momentum"][:10] = torch.nan, torch.inf
-        assert chees_gradient(z, state, make_params(3)) == clean
+        recorded = {"z": z[None], "new_z": (z + p)[None], "momentum": p[None], "accept_prob": accept[None]}
+        scale = torch.ones(3, dtype=DOUBLE)
+        (clean,) = chees_gradients(z, recorded, scale)
+        recorded["new_z"][0, :10], recorded["momentum"][0, :10] = torch.nan, torch.inf
+        assert chees_gradients(z, recorded, scale) == pytest.approx([clean], rel=1e-12)
         assert math.isfinite(clean)
 
     def test_no_accepted_proposal_leaves_the_length(self) -> None:
         z = correlated().draw(50, 1)
         length = ChEES(1.5)
-        state = {"new_z": z, "momentum": z, "accept_prob": torch.zeros(50, dtype=DOUBLE)}
-        length.update(z, state, make_params(3), 0.5, 0.1)
+        recorded = dict.fromkeys(("z", "new_z", "momentum"), z[None])
+        recorded["accept_prob"] = torch.zeros(1, 50, dtype=DOUBLE)
+        length.update(chees_gradients(z, recorded, torch.ones(3, dtype=DOUBLE)), [0.5], 0.1)
         assert length.now == pytest.approx(1.5)
 
 
@@ -211,9 +225,19 @@ class TestStuck:
     def test_reasons(self) -> None:
         u = torch.tensor([5.0, 6, 4, 5, 1e9, torch.inf, torch.nan, 5], dtype=DOUBLE)
         accept = torch.tensor([0.8, 0.7, 0.9, 0.8, 0.8, 0.8, 0.8, 0.0], dtype=DOUBLE)
-        far, still = stuck_chains(u, accept, 4).values()
+        far, worse, still = stuck_chains(u, accept, 4).values()
         assert far.nonzero()[:, 0].tolist() == [4, 5, 6]
+        assert not worse.any()
         assert still.nonzero()[:, 0].tolist() == [7]
+
+    def test_chains_that_stay_in_a_worse_mode(self) -> None:
+        u = torch.tensor([5.0, 6, 4, 5, 40, 40, 5, 5], dtype=DOUBLE)
+        passing = u.clone()
+        passing[5] = 6.0  # was low in this window: on its way
+        _, worse, _ = stuck_chains(u, torch.full_like(u, 0.7), 8, passing).values()
+        assert worse.nonzero()[:, 0].tolist() == [4]
+        _, worse, _ = stuck_chains(u, torch.full_like(u, 0.7), 20, passing).values()
+        assert not worse.any()  # in twenty dimensions draws spread wider
 
     def test_three_chains_cannot_tell(self) -> None:
         assert stuck_chains(torch.tensor([1.0, 2, 1e9]), torch.ones(3), 1) == {}
@@ -221,9 +245,10 @@ class TestStuck:
     def test_restart_copies_healthy_chains_whole(self) -> None:
         state = {"z": torch.arange(12.0).view(6, 2), "u": torch.arange(6.0)[:, None]}
         stuck = torch.tensor([False, True, False, True, False, False])
-        after, chains, donors = restart(state, stuck, generator(1))
+        healthy = torch.tensor([True, False, True, False, False, False])
+        after, chains, donors = restart(state, stuck, healthy, generator(1))
         assert chains.tolist() == [1, 3]
-        assert not stuck[donors].any()
+        assert healthy[donors].all()
         assert torch.equal(after["z"][chains], state["z"][donors])
         assert torch.equal(after["u"][chains], state["u"][donors])
         assert torch.equal(after["z"][~stuck], state["z"][~stuck])

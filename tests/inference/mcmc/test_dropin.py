@@ -42,13 +42,13 @@ def script(module: ModuleType, model: Any, num_chains: int = 1, **options: Any) 
     with forked_rng(0):
         x = torch.randn(20, 2)
         y = x @ torch.tensor([1.0, -1.0]) + 0.5 + 0.3 * torch.randn(20)
-        kernel = module.NUTS(model, jit_compile=False, max_tree_depth=5)
+        kernel = module.NUTS(model, step_size=0.1, jit_compile=False, max_tree_depth=3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pyro's of processors, ours of short runs
             mcmc = module.MCMC(
                 kernel,
-                num_samples=15,
-                warmup_steps=15,
+                num_samples=6,
+                warmup_steps=4,
                 num_chains=num_chains,
                 mp_context="spawn",
                 disable_progbar=True,
@@ -83,8 +83,8 @@ def test_resampling() -> None:
 def test_several_chains() -> None:
     # Two of Pyro's chains are two processes; only the shapes are of interest here.
     mcmc = script(inference, regression, num_chains=3)
-    assert mcmc.get_samples()["weights"].shape == (45, 2)
-    assert mcmc.get_samples(group_by_chain=True)["weights"].shape == (3, 15, 2)
+    assert mcmc.get_samples()["weights"].shape == (18, 2)
+    assert mcmc.get_samples(group_by_chain=True)["weights"].shape == (3, 6, 2)
     found = mcmc.diagnostics()
     assert list(found["divergences"]) == ["chain 0", "chain 1", "chain 2"]
 
@@ -114,7 +114,7 @@ def test_initial_params_and_saved_sites() -> None:
     initial = {"weights": torch.zeros(2), "bias": torch.tensor(0.1), "a_sigma": torch.tensor(-1.0)}
     for module in MODULES:
         found = script(module, regression, initial_params=dict(initial), save_params=["bias"]).get_samples()
-        assert {name: tuple(value.shape) for name, value in found.items()} == {"bias": (15,)}
+        assert {name: tuple(value.shape) for name, value in found.items()} == {"bias": (6,)}
 
 
 def test_hooks_get_what_pyros_get() -> None:
@@ -147,4 +147,4 @@ def test_a_potential_function() -> None:
 def test_arviz_reads_what_a_pyro_user_reads() -> None:
     pytest.importorskip("arviz")
     found = script(inference, regression, num_chains=2).to_arviz()
-    assert found.posterior["weights"].shape == (2, 15, 2)
+    assert found.posterior["weights"].shape == (2, 6, 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 import time
 import warnings
 from typing import Any
@@ -15,7 +17,7 @@ from catalogue import CATALOGUE, EFFECTS, ERRORS, Entry, eight_schools
 from torch import Tensor, fx
 
 from ppgen.errors import ConfigError, SamplingWarning
-from ppgen.inference.mcmc import graph, passes
+from ppgen.inference.mcmc import graph
 from ppgen.inference.mcmc.potential import Potential
 from ppgen.inference.mcmc.program import Program, agrees
 from ppgen.ops.random import forked_rng
@@ -221,4 +223,28 @@ def test_folding_keeps_repeated_tensors_small() -> None:
     base = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     program = graph.trace(lambda z: (z * base.exp().expand(1000, 4)).sum(0), torch.ones(4))
     assert max(buffer.numel() for buffer in program.buffers()) <= 4000
-    assert passes.tidied(program)(torch.ones(4)).shape == (4,)
+    assert program(torch.ones(4)).shape == (4,)
+
+
+_FIRST_USE = """
+import sys, torch, pyro, pyro.distributions as dist
+from ppgen.inference.mcmc.nuts import nuts_kernel
+from ppgen.inference.mcmc.potential import Potential
+from ppgen.inference.mcmc.native.trace import trace_kernel
+
+def model(y):
+    scale = pyro.sample("scale", dist.HalfCauchy(5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Uniform(-9.0, 9.0)), scale), obs=y)
+
+density = Potential(model, (torch.randn(8),)).density()
+density.evaluate(torch.zeros(4, density.num_dims))
+params = {"scale": torch.ones(density.num_dims), "weights": torch.ones(1)}
+trace_kernel(nuts_kernel(density.num_dims), density, dtype=torch.float32, params=params)
+print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_no_compiler_is_imported_to_trace() -> None:
+    done = subprocess.run([sys.executable, "-c", _FIRST_USE], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
+import warnings
 from typing import Any
 
 import pyro
@@ -175,6 +177,27 @@ def test_without_a_seed_the_global_generator_decides() -> None:
     assert same(runs[0], again)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_draws_of_a_compiled_chain_do_not_depend_on_how_many_there_are() -> None:
+    """Chains fill vectors; those to spare must change nothing. Without warm-up, chains share nothing."""
+    start = torch.linspace(-1.0, 1.0, 19)
+    given = {"mu": start, "scale": start / 2, "weights": torch.stack([start, -start], 1)}
+    fixed = HMC(model, step_size=0.2, num_steps=3)
+    draws = [
+        draw(
+            fixed,
+            compile="native",
+            num_chains=num,
+            warmup_steps=0,
+            initial_params={name: value[:num] for name, value in given.items()},
+        ).get_samples(group_by_chain=True)
+        for num in (3, 16, 19)
+    ]
+    for few in draws[:2]:
+        for name, value in few.items():
+            assert torch.equal(value, draws[2][name][: len(value)])
+
+
 # -- options ------------------------------------------------------------------------------
 
 
@@ -339,6 +362,57 @@ def test_chains_that_do_not_fit_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPa
         parts = draw(NUTS(model), num_chains=8, dtype=torch.float64)
     for name, value in whole.get_samples().items():
         torch.testing.assert_close(parts.get_samples()[name], value)
+
+
+# -- what is said -------------------------------------------------------------------------
+
+
+def funnel() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 3.0))
+    pyro.sample("y", dist.Normal(0.0, (x / 2).exp()).expand([9]).to_event(1))
+
+
+def test_divergences_are_said_when_the_run_ends() -> None:
+    sampler = HMC(funnel, step_size=0.9, num_steps=8, adapt_step_size=False)
+    mcmc = MCMC(sampler, 100, 0, num_chains=4, seed=0, **quiet)
+    with pytest.warns(SamplingWarning, match=r"of 400 transitions diverged, in chain.*target_accept_prob"):
+        mcmc.run()
+    assert any("transitions diverged" in warning for warning in mcmc.posterior.warnings)
+
+
+def test_a_chain_in_a_worse_mode_is_said_when_the_run_ends() -> None:
+    def potential(values: dict[str, Tensor]) -> Tensor:
+        x = values["x"]
+        return -torch.logsumexp(torch.stack([-((x - 20) ** 2) / 2 - 25, -(x**2) / 2]), 0)
+
+    start = {"x": torch.tensor([0.0, 0.5, 20.0, -0.5, 1.0, -1.0])}
+    sampler = HMC(potential_fn=potential, step_size=0.5, num_steps=3, adapt_step_size=False)
+    mcmc = MCMC(sampler, 100, 0, initial_params=start, num_chains=6, seed=0, **quiet)
+    with pytest.warns(SamplingWarning, match="^chain 2 of 6 stay where the others do not go.*'lp'"):
+        mcmc.run()
+    assert not mcmc.ok
+
+
+def test_nothing_is_said_of_a_healthy_run() -> None:
+    mcmc = MCMC(HMC(model, trajectory_length=1.5), 200, 100, num_chains=16, seed=0, **quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SamplingWarning)
+        mcmc.run(Y)
+
+
+def test_deterministic_sites_come_back_on_request() -> None:
+    def doubled(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.deterministic("twice", 2 * mu)
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+    mcmc = draw(HMC(doubled, num_steps=2))
+    assert set(mcmc.get_samples()) == {"mu"}
+    found = mcmc.get_samples(group_by_chain=True, deterministic=True)
+    assert torch.equal(found["twice"], 2 * found["mu"])
+    some = [mcmc.get_samples(5, seed=seed)["mu"] for seed in (1, 1, 2)]
+    assert torch.equal(some[0], some[1])
+    assert not torch.equal(some[0], some[2])
 
 
 # -- what is shown ------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -12,7 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppgen.errors import ConfigError, DataError, DeviceError, PpgenError, SamplingError, ShapeError
+from ppgen.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    PpgenError,
+    SamplingError,
+    SamplingWarning,
+    ShapeError,
+)
 from ppgen.inference import HMC, MALA, MCMC, NUTS
 from ppgen.inference.mcmc.target import split_energy
 
@@ -54,6 +64,7 @@ def run(what: Any, *args: Any, num: int = 5, **options: Any) -> MCMC:
         ({"save_params": "p"}, "save_params: expected a list of site names, got the string 'p'"),
         ({"transforms": {}}, "transforms: draws of a model come back in the supports"),
         ({"checkpoint_seconds": 0}, "checkpoint_seconds: expected a positive number"),
+        ({"initial_params": [torch.zeros(2)]}, "initial_params: expected a dictionary of unconstrained"),
         ({"kernel": model}, "kernel: expected a sampler of ppgen.inference, got function"),
         ({"kernel": pyro.infer.NUTS(model)}, "got NUTS; import NUTS from ppgen.inference"),
         ({"kernel": NUTS()}, "kernel: NUTS has neither a model nor a potential_fn"),
@@ -77,6 +88,29 @@ def test_a_device_that_is_not_there() -> None:
 def test_results_before_run(method: str) -> None:
     with pytest.raises(ConfigError, match=r"call run\(\.\.\.\) first"):
         getattr(MCMC(NUTS(model), 5), method)()
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    two: Any = np.int64(2)
+    mcmc = MCMC(NUTS(model, max_tree_depth=two), 10 * two, 10 * two, num_chains=two, **quiet)
+    mcmc.run(Y)
+    assert mcmc.get_samples(group_by_chain=True)["p"].shape == (2, 20)
+    assert json.dumps(mcmc.kernel.arguments)
+
+
+@pytest.mark.parametrize("method", ["diagnostics", "summary", "to_arviz"])
+def test_results_of_a_run_that_ended_in_warm_up(method: str) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    mcmc = MCMC(HMC(model, num_steps=2), 5, hook_fn=stop, **quiet)
+    with pytest.warns(SamplingWarning, match="interrupted in warm-up"):
+        mcmc.run(Y)
+    assert mcmc.get_samples()["p"].shape == (0,)
+    assert "0 draws" in str(mcmc.posterior)
+    assert not mcmc.ok
+    with pytest.raises(ConfigError, match="no draws yet"):
+        getattr(mcmc, method)()
 
 
 def test_a_site_to_save_that_is_not_there() -> None:

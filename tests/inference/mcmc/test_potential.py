@@ -21,6 +21,7 @@ from ppgen.errors import ConfigError, DataError, SamplingWarning, ShapeError
 from ppgen.inference.mcmc.potential import Potential, potential_from_function
 from ppgen.inference.mcmc.transforms import bijection
 from ppgen.ops.random import forked_rng
+from tests.posteriordb.extra import EXTRA
 
 pytestmark = pytest.mark.filterwarnings("ignore::ppgen.errors.SamplingWarning")
 
@@ -397,3 +398,44 @@ def test_handlers_around_the_model_count() -> None:
     jacobian = z[4]  # of sigma, which is not scaled
     expected = 0.5 * (whole.log_parts(z) - torch.stack([jacobian, 0 * jacobian]))
     torch.testing.assert_close(half.log_parts(z), expected + torch.stack([jacobian, 0 * jacobian]))
+
+
+@pytest.mark.parametrize("name", sorted(EXTRA))
+def test_densities_of_more_models(name: str) -> None:
+    extra = EXTRA[name]
+    entry = Entry(name, extra.model, extra.simulate(0))
+    potential = Potential(entry.model, entry.args, dtype=torch.float64)
+    density = potential.density()
+    assert density.traceable
+    z = 0.5 * points(4, potential.num_dims)
+    singles = [density.single(point) for point in z]
+    values, gradients = (torch.stack(part) for part in zip(*singles, strict=True))
+    assert bool(gradients.isfinite().all())
+    if all(site.missing is None for site in potential.sites):  # Pyro has a coordinate for data, too
+        energy = pyros_energy(entry, potential)
+        torch.testing.assert_close(values[:, 0], torch.stack([energy(point).detach() for point in z]))
+    for found in (density.batched(z), density.evaluate(z)):
+        torch.testing.assert_close(found[0], values)
+        torch.testing.assert_close(found[1], gradients)
+
+
+def test_deterministics_of_discrete_latents_are_left_out() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.deterministic("twice", 2 * mu)
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.deterministic("centre", mu[k.long()])
+            pyro.sample("y", dist.Normal(mu[k.long()], 1.0), obs=y)
+
+    potential = Potential(model, (Y,), dtype=torch.float64)
+    z = points(3, 2)
+    assert [site.name for site in potential.deterministics] == ["twice"]
+    torch.testing.assert_close(potential.deterministic(z), {"twice": 2 * z})
+
+
+def test_the_model_and_its_arguments_are_kept() -> None:
+    potential = Potential(linear_regression, (X,), {"y": Y}, dtype=torch.float64)
+    assert potential.model is linear_regression
+    assert potential.args[0] is X
+    assert potential.kwargs["y"] is Y

@@ -36,6 +36,7 @@ class Model:
     kwargs: dict[str, Any] = field(default_factory=dict)
     sites: tuple[Any, ...] = ()
     observed: tuple[Observation, ...] = ()
+    deterministics: tuple[Observation, ...] = ()
 
 
 def posterior_of(
@@ -59,7 +60,11 @@ def posterior_of(
         for name, site in nodes.items()
         if is_sampled(site) and site["is_observed"] and not is_deterministic(site)
     )
-    return Posterior(samples, potential=Model(model, args, kwargs, observed=observed))
+    functions = tuple(
+        Observation(name, None) for name, site in nodes.items() if is_sampled(site) and is_deterministic(site)
+    )
+    known = Model(model, args, kwargs, observed=observed, deterministics=functions)
+    return Posterior(samples, potential=known)
 
 
 def eight_schools(sigma: Tensor, y: Tensor | None = None) -> Tensor:

@@ -89,6 +89,13 @@ def correlate(posterior: Posterior) -> None:
         x[:, s] = 0.98 * x[:, s - 1] + 0.2 * x[:, s]
 
 
+def sink(posterior: Posterior) -> None:
+    """A mode of lower density that looks alike in every coordinate."""
+    lp = -0.5 * posterior.samples["theta"].square().sum(-1)
+    lp[2] -= 30
+    posterior.statistics["lp"] = lp
+
+
 def interrupt(posterior: Posterior) -> None:
     posterior.attributes |= {"interrupted": True, "num_samples": 2000}
 
@@ -108,6 +115,7 @@ FAULTS: dict[str, tuple[Callable[[Posterior], None], str]] = {
     "tree_depth": (saturate, r"^10% of the transitions .*max_tree_depth"),
     "energy": (walk, r"^E-BFMI is below 0.3 in chain 2 .*non-centred"),
     "apart": (move_apart, r"^chain 3 of 4 stay where the others do not go, most of all in 'theta\[2\]'"),
+    "lower": (sink, r"^chain 2 of 4 stay where the others do not go, most of all in 'lp'"),
     "modes": (two_modes, r"^R-hat of 'theta\[0\]' is .*chains 0, 2 stand aside"),
     "correlated": (
         correlate,
@@ -123,8 +131,7 @@ def test_faults_are_found(fault: str) -> None:
     import re
 
     plant, message = FAULTS[fault]
-    posterior = healthy()
-    assert posterior.ok
+    assert healthy().ok
     posterior = healthy()
     plant(posterior)
     assert not posterior.ok
@@ -225,6 +232,12 @@ def test_long_summaries_are_cut_and_warnings_are_below() -> None:
     assert "... and 55 more rows" in text[-2]
     assert text[-1].startswith("warning: the run was interrupted")
     assert "many[0,4]" in posterior.summary().rows
+
+
+def test_a_console_shows_a_line_and_not_the_tensors() -> None:
+    posterior = healthy()
+    assert repr(posterior) == "<Posterior: 4 chains of 500 draws of mu (), theta (3,), scale ()>"
+    assert repr(posterior.summary()) == "<Summary of 5 rows: print it, or to_pandas()>"
 
 
 def test_draws_of_nothing_are_refused() -> None:

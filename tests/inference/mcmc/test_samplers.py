@@ -85,7 +85,7 @@ def test_nuts_passes_its_depth_on() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "target"),
-    [(NUTS(), 0.8), (HMC(), 0.8), (ChEES(), 0.651), (MALA(), 0.574), (RandomWalk(), 0.234)],
+    [(NUTS(), 0.8), (HMC(), 0.8), (ChEES(), 0.9), (MALA(), 0.574), (RandomWalk(), 0.234)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_default_targets(sampler: Sampler, target: float) -> None:
@@ -104,6 +104,11 @@ def test_default_targets(sampler: Sampler, target: float) -> None:
 def test_trajectory_length_as_in_pyro(arguments: dict[str, Any], length: float) -> None:
     assert HMC(model, **arguments).tuning.trajectory_length == length
     assert pyro.infer.HMC(model, **arguments).trajectory_length == length
+
+
+def test_step_sizes_of_hmc_are_bounded() -> None:
+    tuning = HMC(model, min_stepsize=0.01, max_stepsize=2.0).tuning
+    assert (tuning.min_step_size, tuning.max_step_size) == (0.01, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -23,6 +24,8 @@ from ppgen.inference.mcmc.samplers import Sampler
 
 Y = torch.tensor([1.2, 0.3, 2.2])
 quiet: dict[str, Any] = {"disable_progbar": True, "compile": False}
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def model(y: Tensor, width: float = 1.0) -> None:
@@ -93,6 +96,23 @@ def test_an_interrupted_run_resumes_to_the_same_draws(
     again.extend(5)
     whole.extend(5)
     check_same(whole, again)
+
+
+@needs_compiler
+@pytest.mark.parametrize("where", [("Warmup", 8), ("Sample", 3)], ids=lambda w: f"{w[0]}-{w[1]}")
+def test_a_compiled_run_resumes_to_the_same_draws(where: tuple[str, int], tmp_path: Path) -> None:
+    # Three chains leave lanes of the vector to spare.
+    options: dict[str, Any] = {"compile": "native", "num_chains": 3}
+    whole = run(**options)
+    part = run(hook_fn=stopping(*where), **options)
+    assert part.posterior.num_draws < 20
+    assert part.posterior.attributes["backend"] == "native"
+    part.save(tmp_path / "run")
+    again = resume(tmp_path / "run", model)
+    assert again.posterior.attributes["backend"] == "native"
+    check_same(whole, again)
+    again.extend(5)
+    check_same(run(num=25, **options), again)
 
 
 def test_a_finished_run_is_only_read(tmp_path: Path) -> None:

@@ -78,6 +78,21 @@ def test_pyros_strategies_mean_what_they_mean_in_pyro() -> None:
     assert_mean(samples["effect"] ** 2, torch.ones(8))
 
 
+@pytest.mark.parametrize(
+    "strategy", [init_to_uniform, init_to_uniform(radius=0.5), init_to_median, init_to_sample]
+)
+def test_improper_priors(strategy: Strategy) -> None:
+    def model(y: Tensor) -> None:
+        ordered = dist.ImproperUniform(dist.constraints.ordered_vector, (), (2,))
+        mean = pyro.sample("mean", ordered)
+        pyro.sample("y", dist.Normal(mean.sum(), 1.0), obs=y.sum())
+
+    potential = Potential(model, (Y,), dtype=torch.float64)
+    points = starting_points(potential, 20, strategy, seed=0)
+    assert len(points.unique(dim=0)) == 20
+    assert float(points.abs().max()) < RADIUS
+
+
 def test_values_before_reparameterisation() -> None:
     entry = next(entry for entry in CATALOGUE if entry.name == "eight-schools-reparam")
     potential = Potential(entry.model, entry.args, dtype=torch.float64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppgen.errors import SamplingError
 from ppgen.inference.mcmc.adaptation import Tuning, Warmed, Warmup, warm_up
+from ppgen.inference.mcmc.adaptation.warm_up import STRETCH
 from ppgen.inference.mcmc.executor import EagerExecutor
 from ppgen.inference.mcmc.hmc import hmc_kernel
 from ppgen.inference.mcmc.kernel import Energy, Kernel
@@ -101,8 +102,8 @@ def test_the_same_target_in_float32() -> None:
 def test_chees_of_a_standard_normal() -> None:
     r"""Trajectories :math:`\cos(t) z + \sin(t) p` change :math:`|z|^2` most at a quarter of a period.
 
-    With jitter uniform on (0, T) the expectation of :math:`\sin^2 t` has its maximum where tan T = T:
-    E = 1/2 - sin(2T)/(4T), stationary at 2T = tan 2T, T = 2.2467.
+    With jitter uniform on (T/2, T) the mean of :math:`\sin^2 t`, 1/2 - (sin 2T - sin T)/(2T), has its
+    maximum at T = 2.02.
     """
     target = Gaussian(torch.eye(20, dtype=DOUBLE))
     tuning = Tuning(trajectory_length="chees", target_accept_prob=0.95)
@@ -110,7 +111,7 @@ def test_chees_of_a_standard_normal() -> None:
     length = warmed.report.trajectory_length
     assert length is not None
     # Rounding up to whole steps adds half a step on average; Adam's noise is of the order of its rate.
-    assert length == pytest.approx(2.2467, rel=0.2)
+    assert length / STRETCH == pytest.approx(2.02, rel=0.2)
 
 
 def test_chees_grows_with_the_longest_direction() -> None:
@@ -190,6 +191,25 @@ class TestStuckChains:
         assert warmed.report.step_size > 0.1
         assert warmed.report.accept_prob == pytest.approx(0.8, abs=0.1)
 
+    @pytest.mark.parametrize(("drop", "moved"), [(40.0, True), (0.0, False)], ids=["worse", "equal"])
+    def test_chains_leave_a_worse_mode_and_keep_one_of_equal_weight(self, drop: float, moved: bool) -> None:
+        """Two normal modes a hundred standard deviations apart."""
+
+        def modes(z: Tensor) -> tuple[Tensor, Tensor]:
+            right = z[:, :1] > 50
+            centred = torch.where(right, z - 100, z)
+            u = 0.5 * (centred * centred).sum(1, keepdim=True) + torch.where(right, drop, 0.0)
+            return u, centred[:, None]
+
+        z = _uniform(16, 3)
+        z[:6] += 100
+        warmed = _finish(_begin(nuts_kernel(3, 6), modes, Tuning(), num=100, z=z))
+        there = (warmed.state["z"][:, 0] > 50).nonzero()[:, 0].tolist()
+        assert there == ([] if moved else list(range(6)))
+        assert sorted({c for item in warmed.report.restarts for c in item.chains}) == (
+            list(range(6)) if moved else []
+        )
+
     def test_healthy_chains_are_left_alone(self) -> None:
         kernel, tuning = _CASES["nuts"]
         warmed = _finish(_begin(kernel, _ill_conditioned(3), tuning, num=100, z=_uniform(64, 3)))
@@ -231,7 +251,7 @@ def test_interrupted_warm_up_goes_on_to_the_same_draws(case: str, split: int) ->
     z = _uniform(16, 3)
     whole = _begin(kernel, correlated(), tuning, num=64, z=z)
     first = _begin(kernel, correlated(), tuning, num=64, z=z)
-    for _ in range(split):
+    while first.completed < split:
         first.step()
     second = _begin(kernel, correlated(), tuning, num=64, z=_uniform(16, 3, seed=6), seed=99)
     second.seed = 0
@@ -249,7 +269,7 @@ def test_warm_up_in_one_call_can_be_stopped_and_resumed() -> None:
 
     def stop(warmup: Warmup) -> bool:
         saved.update(warmup.state_dict())
-        return warmup.completed == 30
+        return warmup.completed >= 30
 
     def call(**others: Any) -> Warmed:
         executor = EagerExecutor(kernel, correlated(), seed=1)
@@ -257,5 +277,5 @@ def test_warm_up_in_one_call_can_be_stopped_and_resumed() -> None:
         return warm_up(executor, kernel, state, tuning, num=60, seed=1, **others)
 
     call(on_step=stop)
-    assert saved["completed"] == 30
+    assert 30 <= saved["completed"] < 40
     _same(call().state, call(saved=saved).state)

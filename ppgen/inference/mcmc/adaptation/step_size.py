@@ -34,7 +34,7 @@ LIMITS = (1e-12, 1e6)
 _T0, _KAPPA = 10.0, 0.75
 
 # In numpy, float64: on so few numbers its calls cost a third of torch's.
-Numbers = NDArray[np.float64] | np.float64
+Numbers = NDArray[np.float64] | float
 
 
 class DualAveraging:
@@ -50,7 +50,7 @@ class DualAveraging:
 
     def __init__(
         self,
-        step_size: Numbers | float,
+        step_size: Numbers,
         target: float,
         num_chains: int,
         *,
@@ -61,7 +61,7 @@ class DualAveraging:
         self._gamma = 0.05 * min(6.0, math.sqrt(num_chains))
         self.restart(step_size)
 
-    def restart(self, step_size: Numbers | float) -> None:
+    def restart(self, step_size: Numbers) -> None:
         """Begin anew from ``step_size``."""
         self.count = 0
         self._log: Numbers = np.log(np.float64(step_size))
@@ -69,7 +69,7 @@ class DualAveraging:
         self._error: Numbers = 0.0 * self._log
         self._average: Numbers = self._log
 
-    def update(self, accept_prob: Numbers | float) -> None:
+    def update(self, accept_prob: Numbers) -> None:
         """Learn from acceptances, one for each step size."""
         self.count += 1
         t = self.count

@@ -26,20 +26,30 @@ class Restart:
         chains: which, and ``donors`` whose places they took.
         donors: see ``chains``.
         reason: why.
+        late: whether it was in the second half of warm-up. Before, chains from starting points far out may
+            only have been slow to arrive; later they were stuck.
     """
 
     transition: int
     chains: list[int]
     donors: list[int]
     reason: str
+    late: bool
 
 
-def stuck_chains(u: Tensor, accept_prob: Tensor, num_dims: int) -> dict[str, Tensor]:
-    r"""Chains that are far from the others, or stand still; each (C,) bool, by reason.
+def stuck_chains(
+    u: Tensor, accept_prob: Tensor, num_dims: int, lowest: Tensor | None = None
+) -> dict[str, Tensor]:
+    r"""Chains that are far from the others, in a worse mode, or stand still; each (C,) bool, by reason.
 
     *Far*: an energy above the median by more than
     :math:`30 + 10\sqrt D + 20 \operatorname{median}|u - \operatorname{median} u|`. Draws from one
     distribution do not come near it: their energies spread by about :math:`\sqrt{D/2}`.
+
+    *Worse*: for the whole of a window, an energy of more than :math:`20 + \max(10, D)` above the median of
+    the better half of the chains. A mode of so much lower density has no part in the posterior, unless
+    its volume is larger by as much. Modes of equal weight, as those of a mixture with its labels
+    exchanged, have equal energies and stay.
 
     *Still*: a mean acceptance below .01 where half of the chains have above .2.
 
@@ -47,6 +57,7 @@ def stuck_chains(u: Tensor, accept_prob: Tensor, num_dims: int) -> dict[str, Ten
         u: energies (C,), in nats.
         accept_prob: mean acceptance of each chain over the window (C,).
         num_dims: D.
+        lowest: lowest energy of each chain in the window (C,), in nats; by default ``u``.
     """
     finite = torch.isfinite(u)
     if len(u) < FEWEST_CHAINS or not bool(finite.any()):
@@ -54,19 +65,27 @@ def stuck_chains(u: Tensor, accept_prob: Tensor, num_dims: int) -> dict[str, Ten
     centre = u[finite].median()
     spread = (u[finite] - centre).abs().median()
     far = ~(u <= centre + 30.0 + 10.0 * num_dims**0.5 + 20.0 * spread)
-    still = (accept_prob < 0.01) & (accept_prob.median() > 0.2)
-    return {"far above the others in energy": far, "rejecting every proposal": still & ~far}
+    lowest = u if lowest is None else lowest
+    better = lowest.sort().values[: (len(lowest) + 1) // 2]
+    worse = (lowest > better.median() + 20.0 + max(10, num_dims)) & ~far
+    still = (accept_prob < 0.01) & (accept_prob.median() > 0.2) & ~far & ~worse
+    return {
+        "far above the others in energy": far,
+        "in a mode of much lower density": worse,
+        "rejecting every proposal": still,
+    }
 
 
-def restart(state: State, stuck: Tensor, generator: torch.Generator) -> tuple[State, Tensor, Tensor]:
-    """The state with each ``stuck`` chain, (C,) bool, in the place of a healthy one drawn at random.
+def restart(
+    state: State, stuck: Tensor, healthy: Tensor, generator: torch.Generator
+) -> tuple[State, Tensor, Tensor]:
+    """The state with each ``stuck`` chain in the place of a ``healthy`` one drawn at random; (C,) bool each.
 
     Returns:
         The state, the stuck chains and their donors (int64).
     """
-    chains = stuck.nonzero()[:, 0]
-    healthy = (~stuck).nonzero()[:, 0]
-    donors = healthy[torch.randint(len(healthy), (len(chains),), generator=generator)]
+    chains, places = stuck.nonzero()[:, 0], healthy.nonzero()[:, 0]
+    donors = places[torch.randint(len(places), (len(chains),), generator=generator)]
     source = torch.arange(len(stuck))
     source[chains] = donors
     device = state["z"].device

@@ -102,7 +102,7 @@ def _cholesky(at: Lowering, a: Any, upper: bool = False, **options: Any) -> Any:
         f"for (long k = 0; k < {_batch(value.shape)}; k++) "
         f"cholesky({{0}} + k * {n * n}, {{1}} + k * {n * n}, {n})"
     )
-    (factor,) = at.call(loop, [value], [result])
+    (factor,) = at.call(loop, [at.whole(value)], [result])
     if at.node is None or at.node.target is not aten.linalg_cholesky_ex.default:
         return factor
     # A factor that failed is NaN.
@@ -115,15 +115,20 @@ def _cholesky(at: Lowering, a: Any, upper: bool = False, **options: Any) -> Any:
 def _solved(at: Lowering, a: Value, b: Value, upper: bool, transpose: bool, unit: bool) -> Value:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     n, m = b.shape[-2:]
-    a = at.apply_view(a, aten.expand.default, ([*batch, n, n],), {})
-    b = at.apply_view(b, aten.expand.default, ([*batch, n, m],), {})
-    result = at.new_buffer(b.shape, "float")
+    one_for_all = math.prod(a.shape[:-2]) == 1
+    matrix = at.uniform_matrix(a)
+    if matrix is None or not one_for_all:
+        full = a if one_for_all else at.apply_view(a, aten.expand.default, ([*batch, n, n],), {})
+        matrix = at.whole(full)
+    right = at.whole(at.apply_view(b, aten.expand.default, ([*batch, n, m],), {}))
+    result = at.new_buffer((*batch, n, m), "float")
     flags = ", ".join(str(flag).lower() for flag in (upper, transpose, unit))
+    step = 0 if one_for_all else n * n
     loop = (
-        f"for (long k = 0; k < {math.prod(batch)}; k++) triangular_solve({{0}} + k * {n * n}, "
+        f"for (long k = 0; k < {math.prod(batch)}; k++) triangular_solve({{0}} + k * {step}, "
         f"{{1}} + k * {n * m}, {{2}} + k * {n * m}, {n}, {m}, {flags})"
     )
-    return at.call(loop, [a, b], [result])[0]
+    return at.call(loop, [matrix, right], [result])[0]
 
 
 @lowers(aten.triangular_solve.default)

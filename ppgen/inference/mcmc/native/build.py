@@ -96,7 +96,7 @@ def build(
         CompilationError: no compiler, or it failed, or the library could not be loaded.
     """
     compiler = find_compiler()
-    flags = [*_FLAGS, *_machine_flags(), "-O1" if num_statements > _HUGE else "-O3"]
+    flags = [*_FLAGS, *_machine_flags(), "-O1" if num_statements > _HUGE else "-O2"]
     flags += ["-DPPGEN_DOUBLE"] * double + ([f"-DPPGEN_LANES={lanes}"] if lanes else [])
     flags += extra_flags
     parts = (source, _headers(), "\0".join(flags), compiler.version, _processor())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 
 from ppgen.inference.mcmc.native import algebra, indexing, pointwise, reductions  # noqa: F401 (registered)
 from ppgen.inference.mcmc.native.emit import Emitter
+from ppgen.inference.mcmc.native.entry import entry_points, saved_size
+from ppgen.inference.mcmc.native.guards import set_guards
 from ppgen.inference.mcmc.native.layout import Entry, Generated
 from ppgen.inference.mcmc.native.lowering import Lowering
 from ppgen.inference.mcmc.native.program import Buffer, Operation, Value, orient
@@ -53,11 +56,12 @@ _C_TYPE = {"float": "V", "int": "I", "bool": "I"}
 
 @dataclass
 class _Function:
-    """A function's C++, and what it wants of the frame."""
+    """A function's C++, what it wants of the frame, and how many numbers it computes."""
 
     source: str
     frame: list[tuple[str, str, int]]
     num_statements: int
+    work: int
 
 
 def generate(graphs: KernelGraphs) -> Generated:
@@ -80,6 +84,7 @@ def generate(graphs: KernelGraphs) -> Generated:
         for function, specs in graphs.noise.items()
         for name, spec in specs.items()
     ]
+    members.append(f"V saved[{saved_size(graphs)}];")
     members += [f"{kind} {name}[{size}];" for made in functions.values() for kind, name, size in made.frame]
     source = "\n".join(
         [
@@ -88,7 +93,7 @@ def generate(graphs: KernelGraphs) -> Generated:
             *members,
             "};",
             *(functions[name].source for name in ("energy", "begin", "advance", "end")),
-            _run(graphs, len(uniforms.tensors)),
+            entry_points(graphs, len(uniforms.tensors), work=functions["energy"].work),
         ]
     )
     return Generated(
@@ -135,14 +140,37 @@ def _function(
     for (role, key), value in zip(traced.outputs, values, strict=True):
         if role == "z":
             made = [results["u", key], results["g", key]]
-            at.call("energy(f, {0}, {1}, {2})", [at.value(value)], made)
+            at.call("energy(f, {0}, {1}, {2})", [at.whole(at.value(value))], made)
         else:
             entry = entries[role if name == "energy" else key]
             outputs.append(_output(at, at.cast(at.value(value), entry.kind), entry.name))
     operations = live(at.operations, outputs)
     orient(operations)
+    return _compose(name, _guarded(name, operations, outputs, state_base), outputs, state_base)
+
+
+def _guarded(
+    name: str, operations: Sequence[Operation], outputs: Sequence[Buffer], state_base: dict[str, str]
+) -> Sequence[Operation]:
+    """The operations in order, with guards where that can be; not in the density, where loops must fuse."""
     operations = _ordered(operations)
-    return _compose(name, operations, outputs, state_base)
+    if name == "energy":
+        return operations
+    before = {op: op.after for op in operations}
+    without: set[Operation] = set()
+    while True:
+        for op in operations:
+            op.guard, op.after = (), before[op]
+        # No lane would be left to call `advance` for.
+        set_guards(operations, ["active"] if name == "advance" else [], without)
+        ordered = _ordered(operations)
+        made = plan(name[0], schedule(ordered, edges(ordered)), outputs, state_base, MAX_STRAIGHT)
+        copied = {buffer for buffer, _ in made.copies}
+        # What is not written in its place is copied at the end, so it must have been computed.
+        wrong = {op for op in ordered if op.guard and op.written()[0] in copied}
+        if not wrong:
+            return ordered
+        without |= wrong
 
 
 def _output(at: Lowering, value: Value, name: str) -> Buffer:
@@ -212,85 +240,11 @@ def _compose(
     if parts > 1:
         calls = " ".join(f"{name}_{part}({passed});" for part in range(parts))
         written.append(f"PPGEN_PART void {name}({arguments}) {{ {calls} }}")
-    return _Function("\n".join(written), made.frame, len(operations))
+    work = sum(_work(op) for op in operations)
+    return _Function("\n".join(written), made.frame, len(operations), work)
 
 
-def _run(graphs: KernelGraphs, num_uniforms: int) -> str:
-    """The entry points; see :mod:`ppgen.inference.mcmc.native.layout`."""
-
-    def draw(function: str) -> str:
-        lines = []
-        for key, spec in graphs.noise[function].items():
-            count = torch.Size(spec.shape).numel()
-            lines.append(
-                f"for (long i = 0; i < {count}; i++) f.n_{function}_{key}[i] = random.{spec.kind}();"
-            )
-        return "\n".join(lines)
-
-    bind = "\n".join(f"f.u{i} = (decltype(f.u{i}))uniform[{i}];" for i in range(num_uniforms))
-    parameters = "\n".join(
-        f"f.p{i} = (decltype(f.p{i}))(schedule[{i}] ? schedule[{i}] : params[{i}]);\n"
-        f"if (schedule[{i}]) f.p{i} += t * {e.numel};"
-        for i, e in enumerate(graphs.params)
-    )
-    load, store, record = [], [], []
-    for i, e in enumerate(graphs.state):
-        member = f"f.s_{e.name}"
-        size = f"sizeof({member})"
-        load.append(f"__builtin_memcpy({member}, (char *)state[{i}] + group * {size}, {size});")
-        store.append(f"__builtin_memcpy((char *)state[{i}] + group * {size}, {member}, {size});")
-        record.append(
-            f"if (record[{i}]) __builtin_memcpy((char *)record[{i}] + (t * num_groups + group) * {size}, "
-            f"{member}, {size});"
-        )
-    newline = "\n"
-    return f"""
-static Frame *new_frame(const void *const *uniform) {{
-    void *memory = nullptr;
-    if (posix_memalign(&memory, 64, sizeof(Frame))) return nullptr;
-    Frame &f = *(Frame *)memory;
-{bind}
-    return &f;
-}}
-extern "C" int ppgen_run(void **state, const void *const *uniform, const void *const *params,
-                         const void *const *schedule, void **record, uint32_t *rng, int64_t first_group,
-                         int64_t last_group, int64_t num_groups, int64_t num_transitions) {{
-    Frame *frame = new_frame(uniform);
-    if (!frame) return 1;
-    Frame &f = *frame;
-    for (int64_t group = first_group; group < last_group; group++) {{
-{newline.join(load)}
-        for (int64_t t = 0; t < num_transitions; t++) {{
-            Rng random(rng + group * 4 * W);
-{parameters}
-{draw("begin")}
-            begin(f);
-            while (any(f.s_active[0])) {{
-{draw("advance")}
-                advance(f);
-            }}
-{draw("end")}
-            end(f);
-            random.store();
-{newline.join(record)}
-        }}
-{newline.join(store)}
-    }}
-    free(frame);
-    return 0;
-}}
-extern "C" int ppgen_energy(const void *const *uniform, const void *z, void *u, void *g, int64_t first_group,
-                            int64_t last_group) {{
-    Frame *frame = new_frame(uniform);
-    if (!frame) return 1;
-    Frame &f = *frame;
-    for (int64_t group = first_group; group < last_group; group++) {{
-        __builtin_memcpy(f.s_z, (char *)z + group * sizeof(f.s_z), sizeof(f.s_z));
-        energy(f, f.s_z, f.s_u, f.s_g);
-        __builtin_memcpy((char *)u + group * sizeof(f.s_u), f.s_u, sizeof(f.s_u));
-        __builtin_memcpy((char *)g + group * sizeof(f.s_g), f.s_g, sizeof(f.s_g));
-    }}
-    free(frame);
-    return 0;
-}}
-"""
+def _work(op: Operation) -> int:
+    if op.form == "call":
+        return sum(buffer.numel for buffer in op.whole)
+    return math.prod(op.domain)

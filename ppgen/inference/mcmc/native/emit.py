@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ppgen.inference.mcmc.native.program import Access, Buffer, Operation, coordinates
@@ -53,6 +54,9 @@ class Emitter:
         ending = [op for op in segment.operations if op.form == "reduce" and op.first_reduced == depth]
         for op in ending:
             self._begin_reduction(op, depth)
+        if segment.guard:
+            masks = " | ".join(self._load(mask, segment.operations[0]) for mask in segment.guard)
+            self.lines.append(f"if (any({masks})) {{")
         variable = f"i{depth}"
         long_sums = [op for op in ending if depth == 0 and extent >= _LONG and self._is_plain_sum(op)]
         if long_sums:
@@ -66,7 +70,8 @@ class Emitter:
         start, stop = ("c0", "e0") if long_sums else ("0", str(extent))
         tile = segment.tile
         if tile == 1:
-            if not self._tiled and not long_sums and 1 < extent * len(segment.operations) <= _MAX_UNROLLED:
+            size = sum(math.prod(op.domain[depth:]) for op in segment.operations)
+            if not self._tiled and not long_sums and 1 < size <= _MAX_UNROLLED:
                 self.lines.append(f"#pragma GCC unroll {extent}")
             self.lines.append(f"for (long {variable} = {start}; {variable} < {stop}; {variable}++) {{")
             self._block(segment.body, segment)
@@ -90,6 +95,8 @@ class Emitter:
             self.lines.append("}")
             for op in long_sums:
                 self.lines.append(f"a{op.number} = w{op.number};")
+        if segment.guard:
+            self.lines.append("}")
         for op in ending:
             self._end_reduction(op, depth)
 
@@ -117,8 +124,12 @@ class Emitter:
 
     # ---------------------------------------------------------------- reductions
 
+    @staticmethod
+    def _is_sum(op: Operation) -> bool:
+        return op.combine == "{0} + {1}" and "splat(" in op.initial
+
     def _is_plain_sum(self, op: Operation) -> bool:
-        return not self._inner_kept(op) and op.combine == "{0} + {1}" and "splat(" in op.initial
+        return not self._inner_kept(op) and self._is_sum(op)
 
     @staticmethod
     def _inner_kept(op: Operation) -> list[int]:
@@ -174,7 +185,7 @@ class Emitter:
         elif op.form == "reduce":
             if self._inner_kept(op):
                 place = self._target(op)
-                if around is not None and op.reduced[0]:
+                if around is not None and op.reduced[0] and self._is_sum(op):
                     around.append((name, place))
                     place = f"h{len(around) - 1}"
             else:

@@ -37,9 +37,11 @@ _SIGNATURES = {
 _THREADS_PAY_SECONDS = 2e-3
 # Chains of a group may need longer than others: so many pieces a thread.
 _PIECES_PER_THREAD = 4
-# Self-check: points near the centre and far out, and the error that rounding may explain.
-_CHECKED = ((16, 1.0), (8, 10.0))
+# Self-check: at how many points, how many of them far out, how far, and what error rounding may explain.
+_NUM_CHECKED, _NUM_FAR, _FAR_OUT = 24, 8, 4.0
 _TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-7}
+# As many times the change that the last bits of z make.
+_ROUNDINGS = 30.0
 _SAME_AS_INFINITE = 1e30
 
 
@@ -118,7 +120,7 @@ class NativeExecutor:
     @torch.no_grad()
     def init(self, z: Tensor, step_size: Tensor) -> State:
         """See :class:`~ppgen.inference.mcmc.executor.Executor`."""
-        return self.kernel.init(z, self.density.batched, step_size)
+        return self.kernel.init(z, self.density.evaluate, step_size)
 
     def run(
         self,
@@ -246,20 +248,29 @@ class NativeExecutor:
     def _check(self, program: _Program) -> None:
         """Compare energies and gradients with the density's own."""
         generator = torch.Generator().manual_seed(0)
-        num_dims = self.density.num_dims
-        z = torch.cat(
-            [s * torch.randn(n, num_dims, generator=generator, dtype=self.dtype) for n, s in _CHECKED]
-        )
-        u, g = self.density.batched(z)
-        names = zip(("energy", "gradient"), self._energy(program, z), (u, g), strict=True)
-        for name, found, expected in names:
-            found, expected = (x.double().flatten(1) for x in (found, expected))
+        z = torch.randn(_NUM_CHECKED, self.density.num_dims, generator=generator, dtype=self.dtype)
+        z[:_NUM_FAR] *= _FAR_OUT
+        u, g = self.density.evaluate(z)
+        # Where the last bits of z move the energy by much, so does the order of operations.
+        eps = torch.finfo(self.dtype).eps
+        moved = self.density.evaluate(z * (1 + 4 * eps))
+        is_far = (torch.arange(_NUM_CHECKED) < _NUM_FAR)[:, None]
+        # One bit of such an energy is worth a nat: no chain comes near.
+        ignored = is_far & (u.abs() > 1 / eps).any(1, keepdim=True)
+        names = zip(("energy", "gradient"), self._energy(program, z), (u, g), moved, strict=True)
+        for name, found, expected, near in names:
+            found, expected, near = (x.double().flatten(1) for x in (found, expected, near))
             regular = (found.abs() < _SAME_AS_INFINITE) & (expected.abs() < _SAME_AS_INFINITE)
             irregular = (found.abs() < _SAME_AS_INFINITE) != (expected.abs() < _SAME_AS_INFINITE)
             size = torch.where(regular, expected.abs(), 0).amax(1, keepdim=True)
-            off = regular & ((found - expected).abs() > _TOLERANCE[self.dtype] * (1 + size))
-            if bool((off | irregular).any()):
-                point, place = (off | irregular).nonzero()[0].tolist()
+            rounding = torch.where(regular, (near - expected).abs().nan_to_num(), 0).amax(1, keepdim=True)
+            tolerance = _TOLERANCE[self.dtype] * (1 + size) + _ROUNDINGS * rounding
+            off = (irregular | regular & ((found - expected).abs() > tolerance)) & ~ignored
+            # Far out, rounding may undo a matrix or a difference here and there, but not at most points.
+            if 2 * int((off & is_far).any(1).sum()) <= int((~ignored & is_far).sum()):
+                off = off & ~is_far
+            if bool(off.any()):
+                point, place = off.nonzero()[0].tolist()
                 raise CompilationError(
                     f"the compiled {name} is not the density's own: {found[point, place]:.6g} instead of "
                     f"{expected[point, place]:.6g} (element {place}) at z = {z[point, :5].tolist()}..."

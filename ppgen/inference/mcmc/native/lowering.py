@@ -133,6 +133,8 @@ class Lowering:
         self._literal: set[Node] = set()
         self._num_buffers = 0
         self._whole: dict[int, tuple[Pieces, Value]] = {}
+        self._maps: dict[Any, Buffer] = {}
+        self._arguments: dict[Buffer, tuple[str, Value]] = {}
         self._inputs = list(inputs)
 
     # ---------------------------------------------------------------- the walk
@@ -265,6 +267,8 @@ class Lowering:
         if node.target in VIEWS and isinstance(node.args[0], Node):
             base = self._uniform(node.args[0])
             return self.apply_view(base, node.target, node.args[1:], node.kwargs)
+        if result.ndim == 2 and (original := self.uniforms.transpose_of(result)) is not None:
+            return self.apply_view(self.of_buffer(original), aten.t.default, (), {})
         return self.of_buffer(self.uniforms.add(result))
 
     def of_buffer(self, buffer: Buffer) -> Value:
@@ -352,7 +356,23 @@ class Lowering:
         shape = self.shape if shape is None else tuple(shape)
         parts = [self.converted(value, shape, wanted) for value, wanted in operands]
         filled = expression.format(*(f"({around.format(f'{{{i}}}')})" for i, (around, _) in enumerate(parts)))
-        return self.map(filled, [operand for _, operand in parts], shape, kind or self.kind, heavy=heavy)
+        made = self.map(filled, [operand for _, operand in parts], shape, kind or self.kind, heavy=heavy)
+        if len(operands) == 1 and made.buffer is not None and operands[0][0].kind == operands[0][1]:
+            self._arguments[made.buffer] = (expression, operands[0][0])
+        return made
+
+    def argument_of(self, value: Value, expression: str) -> Value | None:
+        """The x of which ``value`` is the function with this C++ expression, element by element, if it is."""
+        buffer = value.buffer
+        if buffer is None or len(buffer.writers) != 1 or buffer not in self._arguments:
+            return None
+        of, argument = self._arguments[buffer]
+        if of != expression or argument.shape != buffer.shape:
+            return None
+        view = value.view
+        if not is_whole(argument):
+            return argument if is_whole(value) and value.shape == argument.shape else None
+        return replace(argument, view=view)
 
     def map(
         self,
@@ -367,9 +387,12 @@ class Lowering:
         small = tuple(
             1 if all(not _varies(o, d) for o in operands) else extent for d, extent in enumerate(shape)
         )
-        buffer = self.new_buffer(small, kind)
-        target = Access(buffer, 0, tuple(contiguous(small)))
-        self.store(expression, operands, target, small, heavy=heavy)
+        key = (expression, tuple(operands), small, kind)
+        buffer = self._maps.get(key)
+        if buffer is None:
+            buffer = self._maps[key] = self.new_buffer(small, kind)
+            target = Access(buffer, 0, tuple(contiguous(small)))
+            self.store(expression, operands, target, small, heavy=heavy)
         value = self.of_buffer(buffer)
         return replace(value, view=value.view.expand(tuple(shape)))
 
@@ -432,10 +455,9 @@ class Lowering:
         )
         return self.of_buffer(buffer)
 
-    def call(self, statement: str, whole: Sequence[Value], results: Sequence[Buffer]) -> list[Value]:
+    def call(self, statement: str, whole: Sequence[Buffer], results: Sequence[Buffer]) -> list[Value]:
         """A C++ statement on whole buffers: ``{0}``, ``{1}``, ... are pointers to them, results last."""
-        buffers = [self.whole(value) for value in whole]
-        self.add(Operation("call", (), statement, whole=tuple(buffers), results=tuple(results)))
+        self.add(Operation("call", (), statement, whole=tuple(whole), results=tuple(results)))
         return [self.of_buffer(buffer) for buffer in results]
 
     def copy(self, value: Value) -> Value:
@@ -454,6 +476,17 @@ class Lowering:
         if buffer is None:
             raise self.unsupported("has no buffer")
         return buffer
+
+    def uniform_matrix(self, value: Value) -> Buffer | None:
+        """A buffer of just this value, row-major, where it is a view of a uniform of floats."""
+        buffer = value.buffer
+        if buffer is None or buffer.place != "uniform" or buffer.kind != "float":
+            return None
+        if is_whole(value):
+            return buffer
+        tensor = self.uniforms.tensors[int(buffer.name[1:])]
+        view = value.view
+        return self.uniforms.add(tensor.as_strided(view.shape, view.stride(), view.storage_offset()))
 
     def cast(self, value: Value, kind: Kind) -> Value:
         """A value as another kind."""

@@ -29,14 +29,10 @@ _LIGHT = {
     aten.rad2deg.default: "{} * (T)57.29577951308232",
 }
 _HEAVY = {
-    aten.exp.default: "v_exp({})",
     aten.exp2.default: "v_exp({} * (T)0.6931471805599453)",
     aten.expm1.default: "v_expm1({})",
-    aten.log.default: "v_log({})",
     aten.log2.default: "v_log({}) * (T)1.4426950408889634",
     aten.log10.default: "v_log({}) * (T)0.4342944819032518",
-    aten.log1p.default: "v_log1p({})",
-    aten.sigmoid.default: "v_sigmoid({})",
     aten.tanh.default: "v_tanh({})",
     aten.sin.default: "v_sin({})",
     aten.cos.default: "v_cos({})",
@@ -57,7 +53,6 @@ _HEAVY = {
     aten.digamma.default: "v_digamma({})",
     aten.special_digamma.default: "v_digamma({})",
     aten.silu.default: "{0} * v_sigmoid({0})",
-    aten.log_sigmoid_forward.default: "v_min({0}, splat(0)) - v_log1p(v_exp(-v_abs({0})))",
     aten.special_ndtri.default: "v_erfinv(2 * {0} - 1) * (T)1.4142135623730951",
     aten.special_log_ndtr.default: "v_log((T)0.5 * v_erfc({0} * (T)-0.7071067811865476))",
     aten.special_erfcx.default: "scaled_erfc({})",
@@ -80,7 +75,7 @@ _FLOAT_PAIRS = {
     aten.xlogy.Tensor: "select((I)({0} == 0) & ~v_isnan({1}), splat(0), {0} * v_log({1}))",
     aten.special_xlog1py.default: "select((I)({0} == 0) & ~v_isnan({1}), splat(0), {0} * v_log1p({1}))",
     aten.logaddexp.default: (
-        "select((I)({0} == {1}) & v_isinf({0}), {0}, v_max({0}, {1}) + v_log1p(v_exp(-v_abs({0} - {1}))))"
+        "select((I)({0} == {1}) & v_isinf({0}), {0}, v_max({0}, {1}) + log1p_unit(v_exp(-v_abs({0} - {1}))))"
     ),
     aten.fmax.default: "select(v_isnan({0}), {1}, select(v_isnan({1}), {0}, v_max({0}, {1})))",
     aten.fmin.default: "select(v_isnan({0}), {1}, select(v_isnan({1}), {0}, v_min({0}, {1})))",
@@ -153,6 +148,57 @@ def _fill_table() -> None:
 
 
 _fill_table()
+
+
+def _each(at: Lowering, expression: str, *values: Value) -> Value:
+    """A function of floats element by element, with the shape of the first."""
+    operands: list[tuple[Value, Kind]] = [(value, "float") for value in values]
+    heavy = "v_exp(" in expression or "v_log" in expression
+    return at.pointwise(expression, operands, kind="float", shape=values[0].shape, heavy=heavy)
+
+
+# These write out the steps that others share with them: the same steps become one.
+_EXP, _NEGATIVE, _SIZE = "v_exp({})", "-{}", "v_abs({0})"
+
+
+def _exp_of_minus_size(at: Lowering, x: Value) -> Value:
+    return _each(at, _EXP, _each(at, _NEGATIVE, _each(at, _SIZE, x)))
+
+
+@lowers(aten.exp.default)
+def _exp(at: Lowering, x: Any) -> Any:
+    return _each(at, _EXP, at.value(x))
+
+
+@lowers(aten.log.default)
+def _log(at: Lowering, x: Any) -> Any:
+    value = at.value(x)
+    exponent = at.argument_of(value, _EXP)
+    if exponent is not None:
+        return _each(at, "log_of_exp({}, {})", exponent, value)
+    return _each(at, "v_log({})", value)
+
+
+@lowers(aten.log1p.default)
+def _log1p(at: Lowering, x: Any) -> Any:
+    value = at.value(x)
+    exponent = at.argument_of(value, _EXP)
+    size = at.argument_of(exponent, _NEGATIVE) if exponent is not None else None
+    if size is not None and at.argument_of(size, _SIZE) is not None:
+        return _each(at, "log1p_unit({})", value)
+    return _each(at, "v_log1p({})", value)
+
+
+@lowers(aten.sigmoid.default)
+def _sigmoid(at: Lowering, x: Any) -> Any:
+    value = at.cast(at.value(x), "float")
+    return _each(at, "sigmoid_from({}, {})", value, _exp_of_minus_size(at, value))
+
+
+@lowers(aten.log_sigmoid_forward.default)
+def _log_sigmoid(at: Lowering, x: Any) -> Any:
+    value = at.value(x)
+    return _each(at, "v_min({0}, (T)0) - log1p_unit({1})", value, _exp_of_minus_size(at, value))
 
 
 def _is_number(value: Value, number: float) -> bool:
@@ -415,19 +461,22 @@ def _fill_tensor(at: Lowering, x: Any, number: Any) -> Any:
 
 @lowers(aten.softplus.default)
 def _softplus(at: Lowering, x: Any, beta: float = 1, threshold: float = 20) -> Any:
-    scaled = f"({{0}} * {literal(beta, 'float')})" if beta != 1 else "{0}"
-    soft = f"v_max({scaled}, splat(0)) + v_log1p(v_exp(-v_abs({scaled})))"
-    if beta != 1:
-        soft = f"({soft}) * {literal(1 / beta, 'float')}"
-    expression = f"select((I)({scaled} > {literal(threshold, 'float')}), {{0}}, {soft})"
-    return at.pointwise(expression, [(at.value(x), "float")], heavy=True)
+    value = at.value(x)
+    scaled = value if beta == 1 else _each(at, f"{{}} * {literal(beta, 'float')}", value)
+    soft = f"(v_max({{1}}, (T)0) + log1p_unit({{2}})) * {literal(1 / beta, 'float')}"
+    expression = f"select((I)({{1}} > {literal(threshold, 'float')}), {{0}}, {soft})"
+    return _each(at, expression, value, scaled, _exp_of_minus_size(at, scaled))
 
 
 @lowers(aten.softplus_backward.default)
 def _softplus_backward(at: Lowering, gradient: Any, x: Any, beta: float, threshold: float) -> Any:
-    scaled = f"({{1}} * {literal(beta, 'float')})" if beta != 1 else "{1}"
-    expression = f"select((I)({scaled} > {literal(threshold, 'float')}), {{0}}, {{0}} * v_sigmoid({scaled}))"
-    return at.pointwise(expression, [(at.value(gradient), "float"), (at.value(x), "float")], heavy=True)
+    value = at.value(x)
+    scaled = value if beta == 1 else _each(at, f"{{}} * {literal(beta, 'float')}", value)
+    expression = (
+        f"select((I)({{1}} > {literal(threshold, 'float')}), {{0}}, {{0}} * sigmoid_from({{1}}, {{2}}))"
+    )
+    operands = [at.value(gradient), scaled, _exp_of_minus_size(at, scaled)]
+    return at.pointwise(expression, [(operand, "float") for operand in operands])
 
 
 @lowers(aten.addcmul.default, aten.addcdiv.default)

@@ -127,6 +127,7 @@ class Operation:
         results: buffers that a call writes.
         heavy: whether the expression is costly.
         product: whether it is part of a product of matrices.
+        guard: masks; where all lanes of all of them are false, nothing looks at the result.
     """
 
     form: Form
@@ -144,12 +145,13 @@ class Operation:
     results: tuple[Buffer, ...] = ()
     heavy: bool = False
     product: bool = False
+    guard: tuple[Access, ...] = ()
     number: int = -1
 
     def reads(self) -> list[Access]:
         """All accesses that read, with the lookups inside them."""
         found: list[Access] = []
-        pending = [o for o in self.operands if isinstance(o, Access)]
+        pending = [*self.guard, *(o for o in self.operands if isinstance(o, Access))]
         if self.target is not None:
             pending += [lookup for lookup, _ in self.target.lookups]
         while pending:
@@ -161,6 +163,11 @@ class Operation:
     def written(self) -> list[Buffer]:
         """The buffers that it writes."""
         return [self.target.buffer] if self.target is not None else list(self.results)
+
+    @property
+    def guard_depth(self) -> int:
+        """Depth of the loop that the guard stands before: the outermost that does not change the masks."""
+        return int(any(stride for mask in self.guard for stride in mask.strides))
 
     @property
     def first_reduced(self) -> int:

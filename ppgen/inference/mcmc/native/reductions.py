@@ -306,7 +306,7 @@ def _cumprod(at: Lowering, x: Any, dim: int, dtype: Any = None) -> Any:
 @lowers(aten.logcumsumexp.default)
 def _logcumsumexp(at: Lowering, x: Any, dim: int) -> Any:
     combine = (
-        "select((I)({0} == {1}) & v_isinf({0}), {0}, v_max({0}, {1}) + v_log1p(v_exp(-v_abs({0} - {1}))))"
+        "select((I)({0} == {1}) & v_isinf({0}), {0}, v_max({0}, {1}) + log1p_unit(v_exp(-v_abs({0} - {1}))))"
     )
     return _scan(at, x, dim, combine, literal(float("-inf"), "float"), "float")
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ppgen.inference.mcmc.native.program import Buffer, Operation, coordinates
+from ppgen.inference.mcmc.native.program import Access, Buffer, Operation, coordinates
 
 #: More operations than this in a row are split, for the compiler's time grows faster than their number.
 MAX_STRAIGHT = 600
@@ -30,6 +30,7 @@ class Segment:
         depth: number of loops around.
         tile: how many iterations are done together; more than one only outermost.
         position: of the outermost segments, their order.
+        guard: masks without whose lanes the loop need not run.
     """
 
     extent: int | None
@@ -38,6 +39,7 @@ class Segment:
     body: list[Segment] = field(default_factory=list)
     tile: int = 1
     position: int = -1
+    guard: tuple[Access, ...] = ()
 
 
 Edges = dict[Operation, list[tuple[Operation, int]]]
@@ -75,15 +77,14 @@ def edges(operations: Sequence[Operation]) -> Edges:
                     continue
                 number = 0
                 if len(writers) == 1:
-                    number = _shared_loops(writer, op, coordinates(access, op.domain))
+                    number = shared_loops(writer, op, coordinates(access, op.domain))
                 shared[writer] = min(shared.get(writer, number), number)
         result[op] = list(shared.items())
     return result
 
 
-def _shared_loops(
-    writer: Operation, reader: Operation, place: list[tuple[int, dict[int, int]]] | None
-) -> int:
+def shared_loops(writer: Operation, reader: Operation, place: list[tuple[int, dict[int, int]]] | None) -> int:
+    """How many outermost loops two operations can share; the reader's element lies at ``place``."""
     if place is None or writer.target is None or writer.form not in ("map", "reduce", "scan"):
         return 0
     strides = [stride for _, stride in writer.target.buffer.dims()]
@@ -111,11 +112,12 @@ def schedule(operations: Sequence[Operation], needs: Edges, depth: int = 0) -> l
     segments.sink(operations)
     result = []
     for operation_list in segments.contents(operations):
-        extent = _key(operation_list[0], depth)
-        if isinstance(extent, str) or extent is None:
+        first = operation_list[0]
+        if first.form == "call" or len(first.domain) <= depth:
             result += _straight(operation_list, depth)
         else:
-            segment = Segment(extent, depth, operation_list)
+            guard = first.guard if first.guard_depth == depth else ()
+            segment = Segment(first.domain[depth], depth, operation_list, guard=guard)
             segment.body = schedule(operation_list, needs, depth + 1)
             if depth == 0:
                 segment.tile = _tile(segment)
@@ -131,10 +133,17 @@ def _straight(operations: list[Operation], depth: int) -> list[Segment]:
     return [Segment(None, depth, operations[i : i + size]) for i in range(0, len(operations), size)]
 
 
-def _key(op: Operation, depth: int) -> int | str | None:
+#: What operations of one loop have in common: its extent and guard; of a call, its number.
+Key = tuple[int, tuple[tuple[Buffer, int], ...]] | int
+
+
+def _key(op: Operation, depth: int) -> Key | None:
     if op.form == "call":
-        return f"call {op.number}"
-    return op.domain[depth] if len(op.domain) > depth else None
+        return op.number
+    if len(op.domain) <= depth:
+        return None
+    guard = op.guard if op.guard_depth == depth else ()
+    return op.domain[depth], tuple((mask.buffer, mask.offset) for mask in guard)
 
 
 class _Segments:
@@ -142,13 +151,13 @@ class _Segments:
 
     def __init__(self, needs: Edges, depth: int) -> None:
         self.needs, self.depth = needs, depth
-        self.keys: list[int | str | None] = []
-        self.by_key: dict[int | str | None, list[int]] = defaultdict(list)
+        self.keys: list[Key | None] = []
+        self.by_key: dict[Key | None, list[int]] = defaultdict(list)
         self.position: dict[Operation, int] = {}
 
     def fuse(self, earlier: Operation, later: Operation, shared: int) -> bool:
         key = _key(earlier, self.depth)
-        if key != _key(later, self.depth) or isinstance(key, str):
+        if key != _key(later, self.depth) or isinstance(key, int):
             return False
         return key is None or shared > self.depth
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
-from torch.func import functionalize
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppgen.inference.mcmc import graph
 from ppgen.inference.mcmc.density import Density
 from ppgen.inference.mcmc.kernel import Kernel, NoiseSpec, State
 from ppgen.inference.mcmc.native.layout import Entry, kind_of
+from ppgen.inference.mcmc.rules import OWN
 
 #: A tensor's part in a program (state, params, noise, u, g, z), and its name or number.
 Role = tuple[str, str]
@@ -88,8 +88,8 @@ class KernelGraphs:
 
 
 @functools.cache
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    table = dict(core_aten_decompositions())
+def _rules() -> dict[Any, Callable[..., Any]]:
+    table = dict(core_aten_decompositions()) | OWN
     for target in _KEPT:
         table.pop(target, None)
     return table
@@ -97,17 +97,51 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 def trace(function: Callable[..., Any], examples: Sequence[Tensor]) -> GraphModule:
     """The aten graph of a function of tensors, without operations in place, decomposed to what is known."""
-    # The same tensor twice would become one input.
-    separate = [x.detach().clone() for x in examples]
     with torch.no_grad():
-        return make_fx(functionalize(function), decomposition_table=_decompositions())(*separate)
+        return _annotated(graph.trace(function, *examples, rules=_rules()))
+
+
+def _annotated(module: GraphModule) -> GraphModule:
+    """``module`` as the generator wants it: literals as such, and for each node a tensor without data."""
+    nodes = module.graph
+    made: dict[Any, Tensor] = {}
+    for node in list(nodes.nodes):
+        known = node.meta.get("tensor_meta")
+        if known is None:
+            continue
+        key = known.shape, known.dtype, known.is_plain
+        if key not in made:
+            room = known.shape if known.is_plain else (*known.shape, 2)
+            empty = torch.empty(room, dtype=known.dtype, device="meta")
+            made[key] = empty if known.is_plain else empty[..., 1]
+        node.meta["val"] = made[key]
+        if node.op == "get_attr" and node.target.startswith("_literal"):
+            held = getattr(module, node.target)
+            number = held.flatten()[:1]
+            if held.numel() and bool((held == number).all()):
+                with nodes.inserting_before(node):
+                    filled = nodes.call_function(
+                        aten.full.default, (list(held.shape), number.item()), {"dtype": held.dtype}
+                    )
+                filled.meta = dict(node.meta)
+                node.replace_all_uses_with(filled)
+                nodes.erase_node(node)
+    return module
 
 
 def trace_density(density: Density, dtype: torch.dtype) -> Traced:
     """The energy of one chain: ``z`` (D,) to parts (P,) and gradients (P, D)."""
-    z = torch.zeros(density.num_dims, dtype=dtype)
-    module = trace(density.single, [z])
+    single = density.single
+    if isinstance(single, GraphModule) and _input_types(single) == [((density.num_dims,), dtype)]:
+        module = _annotated(single)  # the same function, so that it need not be another object
+    else:
+        module = trace(single, [torch.zeros(density.num_dims, dtype=dtype)])
     return Traced(module, (("z", "z"),), (("u", "0"), ("g", "0")))
+
+
+def _input_types(module: GraphModule) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    known = [n.meta.get("tensor_meta") for n in module.graph.nodes if n.op == "placeholder"]
+    return [(tuple(k.shape), k.dtype) for k in known if k is not None]
 
 
 def trace_kernel(

@@ -93,6 +93,16 @@ class Uniforms:
             self.buffers[key] = Buffer(name, tuple(tensor.shape), kind, "uniform")
         return self.buffers[key]
 
+    def transpose_of(self, matrix: Tensor) -> Buffer | None:
+        """The uniform that is the transpose of ``matrix``, if one is: it need not be read twice."""
+        for kept in self.kept:
+            same_type = kept.dtype == matrix.dtype and kept.dtype != torch.bool
+            if same_type and matrix.ndim == 2 and kept.shape == matrix.mT.shape and min(kept.shape) > 1:
+                buffer = self.buffers.get((id(kept), ""))
+                if buffer is not None and torch.equal(kept, matrix.mT):
+                    return buffer
+        return None
+
 
 def is_whole(value: Value) -> bool:
     """Whether a value is all of its buffer, in its order."""

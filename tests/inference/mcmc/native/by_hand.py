@@ -11,6 +11,10 @@ from ppgen.inference.mcmc.kernel import Kernel, Params
 from ppgen.inference.mcmc.native.executor import Generate
 from ppgen.inference.mcmc.native.layout import Entry, Generated, kind_of
 
+_ENTRIES = (
+    "z", "u", "g", "step_size", "active", "momentum", "new_z", "new_u", "new_g", "start", "accept_prob",
+    "diverging", "num_steps", "energy",
+)  # fmt: skip
 _SOURCE = """
 #include "ppgen.hpp"
 static void energy(const T *precision, const V *z, V *u, V *g) {
@@ -29,7 +33,7 @@ extern "C" int ppgen_energy(const void *const *uniform, const void *z, void *u, 
         energy((const T *)uniform[0], (const V *)z + i * DIM, (V *)u + i, (V *)g + i * DIM);
     return 0;
 }
-// Entries: z u g step_size active momentum new_z new_u new_g start accept_prob diverging num_steps energy
+// The entries are those of _ENTRIES, in this order.
 static const int numels[] = {DIM, 1, DIM, 1, 1, DIM, DIM, 1, DIM, 1, 1, 1, 1, 1};
 extern "C" int ppgen_run(void **state, const void *const *uniform, const void *const *params,
                          const void *const *schedule, void **record, uint32_t *rng, int64_t first,
@@ -100,7 +104,9 @@ def hand_written(precision: Tensor, sign: float = 1.0) -> Generate:
         return Generated(
             source=f"#define DIM {density.num_dims}\n{_SOURCE}",
             double=dtype is torch.float64,
-            state=tuple(Entry(name, tuple(x.shape[1:]), kind_of(x.dtype)) for name, x in state.items()),
+            state=tuple(
+                Entry(name, tuple(state[name].shape[1:]), kind_of(state[name].dtype)) for name in _ENTRIES
+            ),
             params=tuple(
                 Entry(name, tuple(params[name].shape), kind_of(params[name].dtype))
                 for name in ("scale", "weights", "num_steps")

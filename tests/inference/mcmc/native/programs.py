@@ -16,6 +16,7 @@ from torch.func import grad
 
 from ppgen.inference.mcmc.density import Density
 from ppgen.inference.mcmc.hmc import hmc_kernel
+from ppgen.inference.mcmc.kernel import Kernel, State
 from ppgen.inference.mcmc.native.build import build
 from ppgen.inference.mcmc.native.codegen import generate
 from ppgen.inference.mcmc.native.trace import trace_kernel
@@ -86,3 +87,66 @@ def compiled(density: Density, dtype: torch.dtype) -> Callable[[Tensor], tuple[T
         )
 
     return run
+
+
+Step = Callable[[str, State, Mapping[str, Tensor], Mapping[str, Tensor]], State]
+
+
+def compiled_steps(
+    kernel: Kernel, density: Density, dtype: torch.dtype, params: Mapping[str, Tensor]
+) -> Step:
+    """The program's own ``begin``, ``advance`` and ``end``, each called by name, with noise that is given.
+
+    For as many chains as a vector has lanes; ``advance`` uses the program's energy.
+    """
+    graphs = trace_kernel(kernel, density, dtype=dtype, params=params)
+    generated = generate(graphs)
+    load, store = [], []
+    for i, entry in enumerate(generated.state):
+        load.append(f"__builtin_memcpy(f.s_{entry.name}, state[{i}], sizeof(f.s_{entry.name}));")
+        store.append(f"__builtin_memcpy(state[{i}], f.s_{entry.name}, sizeof(f.s_{entry.name}));")
+    load += [f"f.p{i} = (decltype(f.p{i}))params[{i}];" for i in range(len(generated.params))]
+    entries = []
+    for name, specs in graphs.noise.items():
+        noise = [
+            f"__builtin_memcpy(f.n_{name}_{key}, noise[{i}], sizeof(f.n_{name}_{key}));"
+            for i, key in enumerate(specs)
+        ]
+        body = "\n".join(
+            ["Frame &f = *new_frame(uniform);", *load, *noise, f"{name}(f);", *store, "free(&f);"]
+        )
+        arguments = "void **state, const void *const *uniform, void **params, void **noise"
+        entries.append(f'extern "C" void test_{name}({arguments}) {{\n{body}\n}}')
+    source = "\n".join([generated.source, *entries])
+    library = build(source, double=generated.double, num_statements=generated.num_statements)
+    lanes = 64 // dtype.itemsize
+    integers = torch.int64 if dtype is torch.float64 else torch.int32
+
+    def packed(x: Tensor) -> Tensor:
+        whole = x.reshape(lanes, -1).T
+        if x.is_floating_point():
+            whole = whole.to(dtype)
+        else:
+            whole = -whole.to(integers) if x.dtype is torch.bool else whole.to(integers)
+        return whole.clone(memory_format=torch.contiguous_format)  # for C to write to
+
+    def pointers(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+        return (ctypes.c_void_p * max(1, len(tensors)))(*(x.data_ptr() for x in tensors))
+
+    def step(name: str, state: State, params: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> State:
+        held = [packed(state[e.name]) for e in generated.state]
+        shared = [
+            (params[e.name].to(dtype if params[e.name].is_floating_point() else torch.int64)).contiguous()
+            for e in generated.params
+        ]
+        random = [packed(noise[key]) for key in graphs.noise[name]]
+        function = library.handle[f"test_{name}"]
+        function(*(pointers(x) for x in (held, list(generated.uniforms), shared, random)))
+        return {
+            e.name: x.T.reshape(state[e.name].shape).to(state[e.name].dtype).clone()
+            if state[e.name].dtype is not torch.bool
+            else (x.T != 0).reshape(state[e.name].shape)
+            for e, x in zip(generated.state, held, strict=True)
+        }
+
+    return step

@@ -13,6 +13,7 @@ from ppgen.inference.mcmc.native.trace import trace_kernel
 from tests.inference.mcmc.native.programs import Case, as_density, compiled
 
 A = torch.linspace(-1.0, 2.0, 12).reshape(3, 4)
+LOWER = (torch.arange(361.0).reshape(19, 19).sin() * 0.2).tril(-1) + torch.eye(19)
 GROUP = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 
 
@@ -135,6 +136,12 @@ BINARY = {
     ),
     "huber": Case(lambda x: torch.nn.functional.huber_loss(x[:3], x[3:], reduction="none", delta=0.5)),
     "smooth_l1": Case(lambda x: torch.nn.functional.smooth_l1_loss(x[:3], x[3:], reduction="none")),
+    "log_of_exp": Case(lambda x: (x * 300).exp().log(), smooth=False),
+    "poisson": Case(
+        lambda x: torch.distributions.Poisson(x.exp(), validate_args=False).log_prob(
+            torch.arange(6).to(x.dtype)
+        )
+    ),
     "scalar_mix": Case(lambda x: x[0] * x[1] + x[2] / (1 + x[3] ** 2) - x[4]),
 }
 LOGIC = {
@@ -326,6 +333,24 @@ ALGEBRA = {
     "solve_right": Case(
         lambda x: torch.linalg.solve_triangular(spd(x, 3).tril(), x[:6].view(2, 3), upper=False, left=False),
         size=9,
+    ),
+    "solve_in_blocks": Case(
+        lambda x: torch.linalg.solve_triangular(LOWER.to(x.dtype) * x[:1].cosh(), x[:, None], upper=False),
+        size=19,
+    ),
+    "solve_uniform": Case(
+        lambda x: torch.linalg.solve_triangular(LOWER.to(x.dtype), x[:, None], upper=False), size=19
+    ),
+    "solve_uniform_upper": Case(
+        lambda x: torch.linalg.solve_triangular(LOWER.T.to(x.dtype), x.view(19, 2), upper=True), size=38
+    ),
+    "normal_uniform": Case(
+        lambda x: torch.distributions.MultivariateNormal(
+            torch.zeros(19, dtype=x.dtype),
+            covariance_matrix=(LOWER @ LOWER.T).to(x.dtype),
+            validate_args=False,
+        ).log_prob(x),
+        size=19,
     ),
     "cholesky_solve": Case(
         lambda x: torch.cholesky_solve(x[:3, None], torch.linalg.cholesky(spd(x, 3))), size=9

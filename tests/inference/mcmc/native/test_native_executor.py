@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -199,6 +201,43 @@ def test_states_that_were_handed_out_stay_as_they_are() -> None:
     assert torch.equal(again["z"], other.run(copies, now, num=1)[0]["z"])
 
 
+def test_a_state_is_a_dictionary_however_it_is_read() -> None:
+    """Its tensors are unpacked when they are first read."""
+
+    def made() -> State:
+        ready = executor()
+        return ready.run(first_state(ready, 20, torch.float32), params(torch.float32), num=1)[0]
+
+    names = set(first_state(executor(), 20, torch.float32))
+    expected = {name: made()[name] for name in names}
+    ways: list[Callable[[State], Mapping[str, Tensor]]] = [
+        dict,
+        copy.copy,
+        copy.deepcopy,
+        lambda state: {**state},
+        lambda state: state.copy(),
+        lambda state: dict(state.items()),
+        lambda state: dict(zip(state.keys(), state.values(), strict=True)),
+        lambda state: {} | state,
+        lambda state: state | {},
+        lambda state: state | {"z": state["z"]},
+        lambda state: {name: state.get(name, state["z"]) for name in state},
+        lambda state: pickle.loads(pickle.dumps(state)),
+    ]
+    for way in ways:
+        found = way(made())
+        assert len(found) == len(names)
+        assert set(found) == names
+        assert all(torch.equal(found[name], expected[name]) for name in names)
+    state = made()
+    assert "z" in state
+    assert "nothing" not in state
+    assert state.get("nothing") is None
+    assert (state | {"other": expected["z"]}).keys() == names | {"other"}
+    with pytest.raises(KeyError, match="nothing"):
+        state["nothing"]
+
+
 def test_a_schedule_is_the_same_as_one_call_each() -> None:
     steps = torch.tensor([1, 5, 3])
     weights = torch.tensor([[0.0], [0.5], [1.0]])
@@ -250,7 +289,12 @@ def test_compiled_once_for_params_of_one_shape() -> None:
     seconds = ready.info["trace_seconds"]
     assert seconds > 0
     assert ready.info["source"].exists()
-    ready.run(state, params(torch.float32, 9), num=1)
+    state = ready.run(state, params(torch.float32, 9), num=1)[0]
+    # Scheduled or not.
+    now = params(torch.float32)
+    ready.run(state, now, num=2, schedule={"num_steps": torch.tensor([3, 4])}, record=["z"])
+    del now["num_steps"]
+    ready.run(state, now, num=1, schedule={"num_steps": torch.tensor([3])})
     assert ready.info["trace_seconds"] == seconds
     assert "float32" in ready.description
 

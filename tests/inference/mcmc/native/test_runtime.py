@@ -83,6 +83,22 @@ extern "C" void normals(uint32_t *state, V *out, long n) {
     for (long i = 0; i < n; i++) out[i] = rng.normal();
     rng.store();
 }
+extern "C" void shared_exponentials(const V *a, V *out, long n) {
+    for (long i = 0; i < n; i++) {
+        V e = v_exp(-v_abs(a[i])), p = v_exp(a[i]);
+        out[3 * i] = log1p_unit(e);
+        out[3 * i + 1] = sigmoid_from(a[i], e);
+        out[3 * i + 2] = log_of_exp(a[i], p);
+    }
+}
+extern "C" void wanted_only(uint32_t *state, const V *a, V *out, long n) {
+    Rng rng(state);
+    I lanes = (I)(a[0] > 0);
+    rng.only(lanes);
+    for (long i = 0; i < n; i++) out[i] = rng.uniform();
+    rng.store();
+    out[n] = splat(count(lanes));
+}
 extern "C" void factor(const V *a, V *l, int n) { cholesky(a, l, n); }
 extern "C" void solve(const V *a, const V *b, V *x, int n, int m, int upper, int transpose, int unit) {
     triangular_solve(a, b, x, n, m, upper, transpose, unit);
@@ -459,3 +475,41 @@ def test_triangular_solve(program: Runtime, upper: bool, transpose: bool, unit: 
     torch.testing.assert_close(
         x.movedim(-1, 0), expected, rtol=1e-3 if dtype is torch.float32 else 1e-10, atol=1e-4
     )
+
+
+def test_functions_that_share_an_exponential(program: Runtime) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 500), torch.tensor([-2000.0, 2000.0, 0.0, math.nan])]).to(
+        program.dtype
+    )
+    x = x[: len(x) // program.width * program.width]
+    out = torch.empty(3 * len(x), dtype=program.dtype)
+    program.raw("shared_exponentials", x, out, len(x) // program.width)
+    softplus, sigmoid, logarithm = out.view(-1, 3, program.width).unbind(1)
+    exact = x.double()
+    small = (-exact.abs()).exp()
+    eps = EPS[program.dtype]
+    torch.testing.assert_close(
+        softplus.reshape(-1).double(), small.log1p(), rtol=8 * eps, atol=1e-37, equal_nan=True
+    )
+    torch.testing.assert_close(
+        sigmoid.reshape(-1).double(), exact.sigmoid(), rtol=8 * eps, atol=1e-37, equal_nan=True
+    )
+    expected = torch.where(exact < -1000, -math.inf, torch.where(exact > 1000, math.inf, exact))
+    torch.testing.assert_close(logarithm.reshape(-1).double(), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_streams_that_are_not_wanted_stay(program: Runtime) -> None:
+    state = torch.randint(
+        1, 2**31 - 1, (4, program.width), dtype=torch.int32, generator=torch.Generator().manual_seed(1)
+    )
+    wanted = (torch.arange(program.width) % 3 == 0).to(program.dtype)
+    alone, some = state.clone(), state.clone()
+    drawn = torch.empty(5, program.width, dtype=program.dtype)
+    program.raw("uniforms", alone, drawn, 5)
+    found = torch.empty(6, program.width, dtype=program.dtype)
+    program.raw("wanted_only", some, wanted, found, 5)
+    chosen = wanted > 0
+    assert torch.equal(found[:5, chosen], drawn[:, chosen])
+    assert torch.equal(some[:, chosen], alone[:, chosen])
+    assert torch.equal(some[:, ~chosen], state[:, ~chosen])
+    assert (found[5] == chosen.sum()).all()

@@ -137,12 +137,37 @@ PPGEN_FUNCTION V v_log1p(V x) {
     return log_special(u, log_core(u, lost));
 }
 
+// log(1 + t) for 0 <= t <= 1, or NaN.
+PPGEN_FUNCTION V log1p_unit(V t) {
+#ifdef PPGEN_DOUBLE
+    V p = polynomial(t, 0.0000349649999951775279, -0.000387011110858030387, 0.0020308462484097632,
+                     -0.0067614194988498022, 0.0161774482920837739, -0.0300062489220241489,
+                     0.0457183288742196421, -0.060245718496051139, 0.072060527838905025,
+                     -0.0816358369873179002, 0.0904403840581878174, -0.0998994097833761753,
+                     0.111094697271044939, -0.124998021936408679, 0.142856973681769039,
+                     -0.166666656967697302, 0.199999999658224018, -0.249999999993596206,
+                     0.333333333333285468, -0.49999999999999994);
+#else
+    V p = polynomial(t, -0.00446621160126570798, 0.0252240543466625993, -0.0667577250631736123,
+                     0.115618454463667484, -0.158475657204594699, 0.19854106231202432,
+                     -0.249865261681872793, 0.333328418873713467, -0.499999969830840257);
+#endif
+    return (t * t) * p + t;
+}
+
 PPGEN_FUNCTION V v_tanh(V x) {
     V e = v_expm1(-2 * v_abs(x));
     return copy_sign(-e / (e + 2), x);
 }
 
-PPGEN_FUNCTION V v_sigmoid(V x) { return 1 / (v_exp(-x) + 1); }
+// The logistic function of x, given e = exp(-|x|), which cannot overflow.
+PPGEN_INLINE V sigmoid_from(V x, V e) { return select((I)(x < 0), e, splat(1)) / (e + 1); }
+PPGEN_FUNCTION V v_sigmoid(V x) { return sigmoid_from(x, v_exp(-v_abs(x))); }
+
+// log x, given e = exp(x) as computed: what overflows or vanishes there does so here.
+PPGEN_INLINE V log_of_exp(V x, V e) {
+    return select((I)(e == 0), splat(-INF), select((I)(e == INF), e, x));
+}
 
 // Through exp(|x| / 2), which does not overflow where the result does not.
 PPGEN_FUNCTION V v_cosh(V x) {

@@ -78,6 +78,18 @@ PPGEN_INLINE bool any(I m) {
 // Whether no lane is zero.
 PPGEN_INLINE bool all(I m) { return !any((I)(m == 0)); }
 
+// In how many lanes a mask is true.
+PPGEN_INLINE int count(I m) {
+#ifdef PPGEN_AVX512
+    typedef int S __attribute__((vector_size(64)));
+    return __builtin_popcount(__builtin_ia32_ptestmd512((S)m, (S)m, 0xffff)) / (16 / W);
+#else
+    int number = 0;
+    for (int i = 0; i < W; i++) number -= (int)m[i];
+    return number;
+#endif
+}
+
 // A function of one lane, for what is rare.
 template <class F> PPGEN_INLINE V per_lane(F f, V a) {
     for (int i = 0; i < W; i++) a[i] = f((T)a[i]);
@@ -108,13 +120,26 @@ PPGEN_INLINE V v_sign(V x) {
 PPGEN_INLINE I v_isnan(V x) { return (I)(x != x); }
 PPGEN_INLINE I v_isinf(V x) { return (I)(v_abs(x) == INF); }
 PPGEN_INLINE I v_isfinite(V x) { return (I)(v_abs(x) < INF); }
-PPGEN_INLINE V v_max(V a, V b) { return select((I)(a > b) | v_isnan(a), a, b); }
-PPGEN_INLINE V v_min(V a, V b) { return select((I)(a < b) | v_isnan(a), a, b); }
+// The larger and the smaller; b where either is NaN.
+#ifdef PPGEN_AVX512
+#ifdef PPGEN_DOUBLE
+PPGEN_INLINE V larger(V a, V b) { return __builtin_ia32_maxpd512_mask(a, b, a, 0xff, 4); }
+PPGEN_INLINE V smaller(V a, V b) { return __builtin_ia32_minpd512_mask(a, b, a, 0xff, 4); }
+#else
+PPGEN_INLINE V larger(V a, V b) { return __builtin_ia32_maxps512_mask(a, b, a, 0xffff, 4); }
+PPGEN_INLINE V smaller(V a, V b) { return __builtin_ia32_minps512_mask(a, b, a, 0xffff, 4); }
+#endif
+#else
+PPGEN_INLINE V larger(V a, V b) { return a > b ? a : b; }
+PPGEN_INLINE V smaller(V a, V b) { return a < b ? a : b; }
+#endif
+// NaN where either is; the second form where the bound is a number.
+PPGEN_INLINE V v_max(V a, V b) { return select(v_isnan(a), a, larger(a, b)); }
+PPGEN_INLINE V v_min(V a, V b) { return select(v_isnan(a), a, smaller(a, b)); }
+PPGEN_INLINE V v_max(V a, T bound) { return larger(splat(bound), a); }
+PPGEN_INLINE V v_min(V a, T bound) { return smaller(splat(bound), a); }
 // To [low, high]; NaN stays.
-PPGEN_INLINE V clamped(V x, T low, T high) {
-    V a = x > high ? splat(high) : x;
-    return a < low ? splat(low) : a;
-}
+PPGEN_INLINE V clamped(V x, T low, T high) { return v_max(v_min(x, high), low); }
 
 // Rounding: adding 2^mantissa drops the fraction of what is smaller than that; the rest has none.
 PPGEN_INLINE V v_round(V x) {

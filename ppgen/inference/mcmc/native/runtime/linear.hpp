@@ -27,19 +27,47 @@ PPGEN_FUNCTION void cholesky(const V *a, V *l, int n) {
     }
 }
 
-// x (n, m) with op(a) x = b (n, m); op(a) is a or its transpose, a (n, n) triangular. x may be b.
-PPGEN_FUNCTION void triangular_solve(const V *a, const V *b, V *x, int n, int m, bool upper,
-                                     bool transpose, bool unitriangular) {
+// Some rows of a triangular system, from `first` on, with what is known of x taken off: as many at once as
+// the registers hold, so that x is read once for all of them.
+template <int ROWS, class A>
+PPGEN_INLINE void solve_rows(const A *a, const V *b, V *x, long stride, long down, long across, int first,
+                             int begin, int end, bool forward, bool unitriangular) {
+    V sum[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) sum[r] = b[(first + r) * stride];
+    for (int k = begin; k < end; k++)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) sum[r] = sum[r] - a[(first + r) * down + k * across] * x[k * stride];
+#pragma GCC unroll 8
+    for (int step = 0; step < ROWS; step++) {
+        int r = forward ? step : ROWS - 1 - step, i = first + r;
+#pragma GCC unroll 8
+        for (int q = 0; q < ROWS; q++)
+            if (forward ? q < r : q > r) sum[r] = sum[r] - a[i * down + (first + q) * across] * sum[q];
+        if (!unitriangular) sum[r] = sum[r] / (a[i * down + i * across] - V{});
+        x[i * stride] = sum[r];
+    }
+}
+
+// x (n, m) with op(a) x = b (n, m); op(a) is a or its transpose, a (n, n) triangular, of lanes (A = V) or the
+// same for all (A = T). x may be b.
+template <class A>
+PPGEN_FUNCTION void triangular_solve(const A *a, const V *b, V *x, int n, int m, bool upper, bool transpose,
+                                     bool unitriangular) {
+    constexpr int ROWS = 8;
     bool forward = upper == transpose;
-    int down = transpose ? 1 : n, across = transpose ? n : 1;
-    for (int step = 0; step < n; step++) {
-        int i = forward ? step : n - 1 - step;
-        int first = forward ? 0 : i + 1, last = forward ? i : n;
-        V inverse = unitriangular ? splat(1) : 1 / a[i * n + i];
-        for (int j = 0; j < m; j++) {
-            V sum = b[i * m + j];
-            for (int k = first; k < last; k++) sum = sum - a[i * down + k * across] * x[k * m + j];
-            x[i * m + j] = unitriangular ? sum : sum * inverse;
+    long down = transpose ? 1 : n, across = transpose ? n : 1;
+    for (int j = 0; j < m; j++) {
+        int done = 0;
+        for (; done + ROWS <= n; done += ROWS) {
+            int first = forward ? done : n - done - ROWS;
+            solve_rows<ROWS>(a, b + j, x + j, m, down, across, first, forward ? 0 : first + ROWS,
+                             forward ? first : n, forward, unitriangular);
+        }
+        for (; done < n; done++) {
+            int first = forward ? done : n - done - 1;
+            solve_rows<1>(a, b + j, x + j, m, down, across, first, forward ? 0 : first + 1,
+                          forward ? first : n, forward, unitriangular);
         }
     }
 }

@@ -6,14 +6,21 @@
 
 // Draws for one group of lanes. The state is (4, W) 32-bit words.
 //
-// `normal` makes two numbers at once and keeps the second for the next call, until `store`. So draws
-// do not depend on how transitions are spread over calls where each transition has an Rng of its own.
+// `normal` makes two numbers at once and keeps the second for the next call, until `only` or `store`. The
+// stream of a lane moves on only where it is wanted: so its draws are the same whatever other lanes do, and
+// however transitions are spread over calls.
 class Rng {
   public:
     explicit Rng(uint32_t *state) : home_(state) { __builtin_memcpy(s_, state, sizeof(s_)); }
 
     void store() {
         __builtin_memcpy(home_, s_, sizeof(s_));
+        has_spare_ = false;
+    }
+
+    // From now on only the streams of these lanes move on; what others are given means nothing.
+    void only(I lanes) {
+        wanted_ = __builtin_convertvector(lanes, I32);
         has_spare_ = false;
     }
 
@@ -42,6 +49,7 @@ class Rng {
 
   private:
     U32 s_[4];
+    I32 wanted_ = 0 == I32{};
     V spare_ = {};
     uint32_t *home_;
     bool has_spare_ = false;
@@ -60,14 +68,12 @@ class Rng {
     static U32 rotated(U32 x, int by) { return (x << by) | (x >> (32 - by)); }
 
     U32 next() {
-        U32 result = rotated(s_[0] + s_[3], 7) + s_[0];
-        U32 shifted = s_[1] << 9;
-        s_[2] ^= s_[0];
-        s_[3] ^= s_[1];
-        s_[1] ^= s_[2];
-        s_[0] ^= s_[3];
-        s_[2] ^= shifted;
-        s_[3] = rotated(s_[3], 11);
+        U32 s0 = s_[0], s1 = s_[1], s2 = s_[2] ^ s_[0], s3 = s_[3] ^ s_[1];
+        U32 result = rotated(s0 + s_[3], 7) + s0;
+        s_[0] = wanted_ ? s0 ^ s3 : s0;
+        s_[1] = wanted_ ? s1 ^ s2 : s1;
+        s_[2] = wanted_ ? s2 ^ (s1 << 9) : s_[2];
+        s_[3] = wanted_ ? rotated(s3, 11) : s_[3];
         return result;
     }
 };
