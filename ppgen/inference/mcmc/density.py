@@ -20,7 +20,7 @@ class Density:
         num_dims: D.
         num_parts: P.
         single: parts (P,) in nats and gradients (P, D) at one point z of shape (D,). Where ``traceable``,
-            a program of plain tensor operations, which ``make_fx`` can trace.
+            a program of plain tensor operations: an fx graph, or a function that can be traced.
         batched: the same for points (C, D): parts (C, P) and gradients (C, P, D); an
             :class:`~ppgen.inference.mcmc.kernel.Energy`.
         traceable: whether ``single`` may be traced and compiled; else chains are run in a loop.

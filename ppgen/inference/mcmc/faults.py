@@ -7,7 +7,7 @@ unfinished             it was interrupted before its last draw
 not finite             some draw is NaN or infinite
 frozen                 all draws of some chain are the same, or nearly all
 apart                  some chain stays where the others do not go, or at another level of log density
-restarted              the second half of warm-up found stuck chains and started them again elsewhere
+restarted              warm-up found stuck chains and started them again elsewhere
 disagreement           rank-normalised R-hat above 1.01 in some coordinate
 few effective draws    bulk or tail ESS below 100 a chain, for fewer than 16 chains; below 400 in all for 16
                        or more, where each chain may be short: 400 independent draws give a mean to a

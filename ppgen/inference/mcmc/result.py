@@ -92,8 +92,8 @@ class Posterior:
         attributes: how the run went: ``seed``, ``sampler``, ``versions``, ``dtype``, ``backend``,
             ``compile_seconds``, ``warmup_seconds``, ``sampling_seconds``, ``step_size``, ``scale`` (square
             root of the inverse mass), ``trajectory_length``, ``num_samples`` (draws asked for),
-            ``interrupted`` (bool), ``restarted`` (chains that warm-up started again elsewhere in its second
-            half) and ``left_behind`` (those in its first half, slow to arrive from far-out starts).
+            ``interrupted`` (bool), ``restarted`` (chains that were stuck in warm-up and started again
+            elsewhere) and ``left_behind`` (likewise, but perhaps only slow to arrive from far-out starts).
     """
 
     samples: dict[str, Tensor]

@@ -380,8 +380,8 @@ class Run:
                 "step_size": report.step_size,
                 "scale": self._warmed.params["scale"],
                 "trajectory_length": report.trajectory_length,
-                "restarted": _chains(report.restarts, late=True),
-                "left_behind": _chains(report.restarts, late=False),
+                "restarted": _chains(report.restarts, stuck=True),
+                "left_behind": _chains(report.restarts, stuck=False),
             }
         return found
 
@@ -467,9 +467,9 @@ class Run:
         self._last_checkpoint = time.perf_counter()
 
 
-def _chains(restarts: list[Restart], *, late: bool) -> list[int]:
-    """The chains that were started again, in the second half of warm-up or in its first."""
-    return sorted({chain for item in restarts if item.late is late for chain in item.chains})
+def _chains(restarts: list[Restart], *, stuck: bool) -> list[int]:
+    """The chains that were started again, because they were stuck or slow to arrive."""
+    return sorted({chain for item in restarts if item.stuck is stuck for chain in item.chains})
 
 
 def _split_seed(seed: int, num: int) -> list[int]:

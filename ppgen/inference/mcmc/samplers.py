@@ -249,8 +249,8 @@ class ChEES(Sampler):
 
     Warm-up climbs the change in the estimator of the expected square (ChEES) by stochastic gradients;
     sampling jitters the length. It wants many chains, 32 or more, and is then the most efficient sampler
-    on most models. Attributes: those of :class:`Sampler`; an acceptance of .651, optimal for HMC in
-    high dimensions, is too low for most models, and diverges where scales are latent.
+    on most models. Attributes: those of :class:`Sampler`. The default target acceptance is .9: that of .651,
+    optimal for HMC in high dimensions, is too low for most models, and diverges where scales are latent.
     """
 
     model: Model | None = None

@@ -180,6 +180,7 @@ class TestStuckChains:
             assert [item.chains for item in warmed.report.restarts] == [[7]]
             assert len(warmed.report.warnings) == 1
             assert "[7]" in warmed.report.warnings[0]
+            assert warmed.report.restarts[0].stuck
             assert warmed.state["z"].abs().max() < 10
             assert warmed.report.step_size > 0.1
 
@@ -206,6 +207,8 @@ class TestStuckChains:
         warmed = _finish(_begin(nuts_kernel(3, 6), modes, Tuning(), num=100, z=z))
         there = (warmed.state["z"][:, 0] > 50).nonzero()[:, 0].tolist()
         assert there == ([] if moved else list(range(6)))
+        # Early in warm-up a chain that still moves is not called stuck.
+        assert not any(item.stuck for item in warmed.report.restarts)
         assert sorted({c for item in warmed.report.restarts for c in item.chains}) == (
             list(range(6)) if moved else []
         )

@@ -26,15 +26,15 @@ class Restart:
         chains: which, and ``donors`` whose places they took.
         donors: see ``chains``.
         reason: why.
-        late: whether it was in the second half of warm-up. Before, chains from starting points far out may
-            only have been slow to arrive; later they were stuck.
+        stuck: whether they stood still, or were there in the second half of warm-up. Else they may only have
+            been slow to arrive from starting points far out.
     """
 
     transition: int
     chains: list[int]
     donors: list[int]
     reason: str
-    late: bool
+    stuck: bool
 
 
 def stuck_chains(

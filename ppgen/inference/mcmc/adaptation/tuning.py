@@ -88,7 +88,7 @@ class Report:
         step_size: the step size that sampling uses.
         trajectory_length: the longest trajectory of sampling, where HMC has one.
         accept_prob: mean acceptance over all chains in the last window; NaN without one.
-        restarts: chains that were left behind and started again, in the first half and later.
+        restarts: chains that were stuck, or slow to arrive, and started again.
         warnings: what deserves a look, each with what to do.
     """
 

@@ -40,6 +40,7 @@ _FIRST_STEPS = 10  # of a trajectory while the scale is unknown
 #: Sampling takes trajectories so much longer than those that change squares most: means profit more than
 #: squares lose (for a normal, correlations of -.46 and .33 between draws, in place of .07 and .08).
 STRETCH = 1.4
+_STILL = 1.0  # change of energy within a window, in nats, of a chain that stands still
 _BLOCK = 4  # transitions of many chains between two changes of the step size
 
 
@@ -103,6 +104,7 @@ class Warmup:
         self._accept_sum = np.zeros(self._num_chains)
         self._accept_count = 0
         self._lowest = torch.full((self._num_chains,), math.inf, dtype=torch.float64)
+        self._highest = -self._lowest
         self._restarts: list[Restart] = []
         self.recorded: dict[str, Tensor] = {}
         self._record = tuple(record)
@@ -145,6 +147,7 @@ class Warmup:
         parts = self.recorded["u"]
         energies = total(parts.flatten(0, 1), self.params).view(parts.shape[:2])
         self._lowest = torch.minimum(self._lowest, energies.amin(0).double().cpu())
+        self._highest = torch.maximum(self._highest, energies.amax(0).double().cpu())
         if self._search is None:
             self._accept_sum = self._accept_sum + accept.sum(0)
             self._accept_count += num
@@ -201,6 +204,7 @@ class Warmup:
             "accept_sum": torch.from_numpy(self._accept_sum.copy()),
             "accept_count": self._accept_count,
             "lowest": self._lowest,
+            "highest": self._highest,
             "restarts": [asdict(item) for item in self._restarts],
             "rng": self.executor.rng_state(),
         }
@@ -220,7 +224,7 @@ class Warmup:
         self._pooled.load_state_dict(saved["pooled"])
         self._length.load_state_dict(saved["length"])
         self._accept_sum, self._accept_count = saved["accept_sum"].numpy().copy(), saved["accept_count"]
-        self._lowest = saved["lowest"].cpu()
+        self._lowest, self._highest = saved["lowest"].cpu(), saved["highest"].cpu()
         self._restarts = [Restart(**item) for item in saved["restarts"]]
         self.executor.set_rng_state(saved["rng"])
         self._next = self._step_sizes()
@@ -299,6 +303,7 @@ class Warmup:
             self._accept_sum = np.zeros_like(self._accept_sum)
             self._accept_count = 0
             self._lowest = torch.full_like(self._lowest, math.inf)
+            self._highest = -self._lowest
             if self._kind() == "last" and self.tuning.chees:
                 self._length.restart(self._length.now)
         collapsed = self.tuning.adapt_step_size and self.step_size <= 2 * self.tuning.min_step_size
@@ -331,11 +336,18 @@ class Warmup:
         if not bool(healthy.any()):
             return
         generator = torch.Generator().manual_seed(self.seed + self.completed)
-        for reason, stuck in found.items():
-            if bool(stuck.any()):
-                self.state, chains, donors = restart(self.state, stuck, healthy, generator)
-                late = self.completed > self.num // 2
-                self._restarts.append(Restart(self.completed, chains.tolist(), donors.tolist(), reason, late))
+        # A chain whose energy still changed in the first half may only have been slow to arrive.
+        arriving = self._highest - self._lowest > _STILL
+        if self.completed > self.num // 2:
+            arriving = torch.zeros_like(arriving)
+        for reason, chosen in found.items():
+            for stuck in (True, False):
+                chains = chosen & (arriving != stuck)
+                if bool(chains.any()):
+                    self.state, places, donors = restart(self.state, chains, healthy, generator)
+                    self._restarts.append(
+                        Restart(self.completed, places.tolist(), donors.tolist(), reason, stuck)
+                    )
 
     def _final_step_size(self) -> float:
         if not self.tuning.adapt_step_size or self.num == 0:
@@ -366,7 +378,7 @@ class Warmup:
             f"transitions of warm-up and were started again from others: {item.chains}. Look for a second "
             "mode, a tail without gradient, or starting points that are too far out"
             for item in self._restarts
-            if item.late
+            if item.stuck
         ]
         if self.tuning.adapt_step_size and abs(accept - target) > 0.15:
             result.append(
