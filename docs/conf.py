@@ -85,6 +85,11 @@ def _ratio(value: float | None) -> str:
     return f"1/{1 / value:.0f}" if value < 0.1 else f"{value:.2f}"
 
 
+def _ms(value: float) -> str:
+    """Milliseconds to two decimals, or to two digits where they are few."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
 def _benchmark_table(name: str, common: str = "") -> str:
     """The rows of one benchmark; what is common to all cases is left out."""
     lines = [
@@ -94,7 +99,7 @@ def _benchmark_table(name: str, common: str = "") -> str:
     for row in _measured["rows"] + _sampled["rows"]:
         if row["benchmark"] == name:
             figures = (
-                f"{row['ours_ms']:.4g} | {row['peer_ms']:.4g} | "
+                f"{_ms(row['ours_ms'])} | {_ms(row['peer_ms'])} | "
                 f"{_ratio(row['ratio'])} | {_ratio(row['target'])}"
             )
             lines.append(

@@ -197,3 +197,5 @@ def test_speed_shows_the_committed_figures(site: Path) -> None:
         figures = f"{row['peer']} {row['ours_ms']:.2f} {row['peer_ms']:.2f} {row['ratio']:.2f}"
         assert figures in words
         assert row["ratio"] == pytest.approx(row["ours_ms"] / row["peer_ms"], rel=5e-3)
+    for row in json.loads((ROOT / "benchmarks" / "results" / "mcmc.json").read_text())["rows"]:
+        assert row["case"] in words
