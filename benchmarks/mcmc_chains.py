@@ -29,7 +29,7 @@ def run() -> list[dict[str, Any]]:
         rows = []
         for name in ("logistic", "glmm"):
             for kernel in ("ChEES", "NUTS"):
-                alone = _milliseconds(name, kernel, 1, "cpu") if kernel == "NUTS" else None
+                alone: float | None = None
                 for device in devices:
                     for chains in _CHAINS[device]:
                         if kernel == "ChEES" and chains == 1:

@@ -239,7 +239,7 @@ class RecordedEnergy:
             self._energy(z)  # so that what is wrong with the model itself is said by the model
             try:
                 # What does not depend on z, such as an encoder, is computed while it is recorded.
-                program = trace(self._energy, z)
+                program = trace(self._energy, z, rules={})
             except RuntimeError:
                 program = self._energy
             self._programs[z.shape] = program
