@@ -74,9 +74,6 @@ class Target(Protocol):
     def deterministic(self, z: Tensor) -> dict[str, Tensor]:
         """Values of the deterministic sites, each ``(..., *shape)``, at points z ``(..., D)``."""
 
-    def log_likelihoods(self, z: Tensor) -> dict[str, Tensor]:
-        """Log density of each observation in nats, each ``(..., *batch shape)``, at points z ``(..., D)``."""
-
     def site_log_probs(self, z: Tensor) -> dict[str, Tensor]:
         """Total log density of each site with one, in nats, at z (D,)."""
 
@@ -206,17 +203,6 @@ class Potential:
             return {}
         names = [site.name for site in self.deterministics]
         return dict(zip(names, self._at(self._deterministic_values, z), strict=True))
-
-    def log_likelihoods(self, z: Tensor) -> dict[str, Tensor]:
-        """Log density of each observation in nats, each ``(..., *batch shape)``, at points z ``(..., D)``.
-
-        Observed sites only, without factors; where discrete latents are summed out there are none.
-        """
-        self._check_points(z)
-        if self.discrete:
-            return {}
-        names = [site.name for site in self.observed if site.value is not None]
-        return dict(zip(names, self._at(self._pointwise, z), strict=True))
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """The point z (D,) of one draw of all latent sites, ``values[name]`` of the site's shape.
@@ -360,10 +346,6 @@ class Potential:
         nodes = self._nodes_at(z)
         return tuple(nodes[site.name]["value"].clone() for site in self.deterministics)
 
-    def _pointwise(self, z: Tensor) -> tuple[Tensor, ...]:
-        nodes = self._nodes_at(z)
-        return tuple(_log_prob(nodes[site.name]).clone() for site in self.observed if site.value is not None)
-
     def _nodes_at(self, z: Tensor) -> dict[str, Any]:
         with torch.no_grad(), self._cured(self.dtype):
             return self._run(self._model, graph.split(z, self._shapes)).nodes
@@ -461,10 +443,6 @@ class FunctionPotential:
 
     def deterministic(self, z: Tensor) -> dict[str, Tensor]:
         """Nothing: there are no such sites."""
-        return {}
-
-    def log_likelihoods(self, z: Tensor) -> dict[str, Tensor]:
-        """Nothing: there are no observed sites."""
         return {}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
