@@ -38,7 +38,16 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.inference.mcmc.hmc import DIVERGENCE_THRESHOLD, kinetic, leapfrog
-from ppgen.inference.mcmc.kernel import Energy, Kernel, Noise, NoiseSpec, Params, State, total
+from ppgen.inference.mcmc.kernel import (
+    Energy,
+    Kernel,
+    Noise,
+    NoiseSpec,
+    Params,
+    State,
+    first_state,
+    total,
+)
 
 
 def nuts_kernel(num_dims: int, max_tree_depth: int = 10) -> Kernel:
@@ -75,16 +84,10 @@ def nuts_kernel(num_dims: int, max_tree_depth: int = 10) -> Kernel:
 
 def init(z: Tensor, energy: Energy, step_size: Tensor, *, max_tree_depth: int) -> State:
     """The state at the points z (C, D)."""
-    u, g = energy(z)
-    zero = torch.zeros_like(z[:, 0])
-    count = torch.zeros_like(zero, dtype=torch.int64)
+    state = first_state(z, energy, step_size)
+    u, g, zero, count = state["u"], state["g"], torch.zeros_like(z[:, 0]), state["num_steps"]
     checkpoints = z.new_zeros(len(z), max(max_tree_depth - 1, 1), z.shape[1])
-    return {
-        "z": z,
-        "u": u,
-        "g": g,
-        "step_size": step_size,
-        "active": count > 0,
+    return state | {
         # The end that grows, and the other one.
         "front_z": z,
         "front_p": torch.zeros_like(z),
@@ -110,10 +113,6 @@ def init(z: Tensor, energy: Energy, step_size: Tensor, *, max_tree_depth: int) -
         "last": checkpoints,
         "before": checkpoints,
         "accept_sum": zero,
-        "accept_prob": zero,
-        "diverging": count > 0,
-        "num_steps": count,
-        "energy": zero,
         "tree_depth": count,
         "reached_max_depth": count > 0,
     }
