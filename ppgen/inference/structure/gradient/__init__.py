@@ -1,0 +1,1 @@
+"""Learning DAGs by gradients: DiBS, NOTEARS, DAGMA."""

@@ -1,0 +1,1 @@
+"""Posteriors over DAGs by Markov chains over orders and partitions."""

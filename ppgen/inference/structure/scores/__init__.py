@@ -1,0 +1,1 @@
+"""Local scores of a variable and its parents."""
