@@ -15,9 +15,9 @@ from ppgen.inference.mcmc.density import Density
 from ppgen.inference.mcmc.executor import EagerExecutor, Executor
 from ppgen.inference.mcmc.inductor import InductorExecutor
 from ppgen.inference.mcmc.kernel import Kernel, Params, State
-from ppgen.inference.mcmc.native.build import find_compiler
 from ppgen.inference.mcmc.native.executor import NativeExecutor
 from ppgen.inference.mcmc.native.layout import UnsupportedOperation
+from ppgen.ops.compiled import find_compiler
 
 _Result = TypeVar("_Result")
 

@@ -6,13 +6,16 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
 
 import mpmath
 import pytest
 import torch
 from torch import Tensor
 
-from ppgen.inference.mcmc.native.build import Library, build
+from ppgen.inference.mcmc.native.build import HEADERS, build
+from ppgen.ops.compiled import Library
 from ppgen.testing.statistics import assert_mean, assert_same_distribution
 
 UNARY = [
@@ -513,3 +516,9 @@ def test_streams_that_are_not_wanted_stay(program: Runtime) -> None:
     assert torch.equal(some[:, chosen], alone[:, chosen])
     assert torch.equal(some[:, ~chosen], state[:, ~chosen])
     assert (found[5] == chosen.sum()).all()
+
+
+def test_headers_are_in_the_package() -> None:
+    folder = resources.files("ppgen.inference.mcmc.native") / "runtime"
+    assert (folder / "ppgen.hpp").is_file()
+    assert Path(str(folder)) == HEADERS

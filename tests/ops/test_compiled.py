@@ -6,17 +6,15 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ppgen.errors import CompilationError
-from ppgen.inference.mcmc.native import build as module
-from ppgen.inference.mcmc.native.build import Library, build, cache_folder, find_compiler
+from ppgen.ops import compiled as module
+from ppgen.ops.compiled import Library, build, cache_folder, find_compiler
 
-SOURCE = '#include "ppgen.hpp"\nextern "C" int answer() {{ return {}; }}\n'
+SOURCE = 'extern "C" int answer() {{ return {}; }}\n'
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +30,22 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOADED", {})
 
 
+@pytest.fixture
+def headers(tmp_path: Path) -> Path:
+    folder = tmp_path / "headers"
+    folder.mkdir()
+    (folder / "plain.hpp").write_text("inline int same(int number) { return number; }\n")
+    return folder
+
+
 def answer(number: int) -> Library:
-    library = build(SOURCE.format(number), double=False)
+    library = build(SOURCE.format(number))
     assert library.handle.answer() == number
     return library
 
 
 def libraries(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.so"))
-
-
-def test_headers_are_in_the_package() -> None:
-    folder = resources.files("ppgen.inference.mcmc.native") / "runtime"
-    assert (folder / "ppgen.hpp").is_file()
-    assert Path(str(folder)) == module.HEADERS
 
 
 def test_compiled_once_then_from_memory_then_from_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,28 +61,24 @@ def test_compiled_once_then_from_memory_then_from_disk(cache: Path, monkeypatch:
     assert [path.name for path in cache.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(
-    "change", ["source", "double", "lanes", "size", "flags", "compiler", "processor", "headers"]
-)
-def test_all_that_matters_is_in_the_key(change: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(7)
-    source, options = SOURCE.format(7), dict[str, Any](double=False)
+@pytest.mark.parametrize("change", ["source", "flags", "compiler", "processor", "headers"])
+def test_all_that_matters_is_in_the_key(
+    change: str, cache: Path, headers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, flags = '#include "plain.hpp"\nextern "C" int answer() { return same(7); }\n', ["-O2"]
+    assert build(source, headers=headers, flags=flags).handle.answer() == 7
     if change == "source":
         source += "//\n"
+    elif change == "flags":
+        flags.append("-g0")
     elif change == "compiler":
         other = module.Compiler(find_compiler().command, "another version")
         monkeypatch.setattr(module, "find_compiler", lambda: other)
-    elif change in ("processor", "headers"):
-        monkeypatch.setattr(module, f"_{change}", lambda: "another")
+    elif change == "processor":
+        monkeypatch.setattr(module, "_processor", lambda: "another")
     else:
-        changes: dict[str, dict[str, Any]] = {
-            "double": {"double": True},
-            "lanes": {"lanes": 4},
-            "size": {"num_statements": 10**6},
-            "flags": {"extra_flags": ("-g0",)},
-        }
-        options |= changes[change]
-    assert build(source, **options).origin == "compiled"
+        (headers / "plain.hpp").write_text("inline int same(int number) { return number + 1; }\n")
+    assert build(source, headers=headers, flags=flags).origin == "compiled"
     assert len(libraries(cache)) == 2
 
 
@@ -178,7 +174,7 @@ def test_cxx_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_failing_compiler_says_why() -> None:
     with pytest.raises(CompilationError, match="not_declared") as caught:
-        build('#include "ppgen.hpp"\nint f() { return not_declared; }', double=False)
+        build("int f() { return not_declared; }")
     assert "status 1" in str(caught.value)
 
 
@@ -191,8 +187,8 @@ def test_threads_build_the_same_at_once(cache: Path) -> None:
 
 def test_processes_build_the_same_at_once(cache: Path) -> None:
     program = (
-        "from ppgen.inference.mcmc.native.build import build\n"
-        f"library = build({SOURCE.format(7)!r}, double=False)\n"
+        "from ppgen.ops.compiled import build\n"
+        f"library = build({SOURCE.format(7)!r})\n"
         "assert library.handle.answer() == 7\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(2)]
