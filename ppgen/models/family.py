@@ -27,6 +27,8 @@ class Family:
         conditional_example: the same with a context of 3 classes; ``None`` if the family has none.
         fit_options: arguments of :func:`ppgen.fit` that suit ``build``'s model on small images.
         reading: one line on how to read this family's figures.
+        surveyed: whether a survey takes the family unless told otherwise: it suits small images and trains
+            in seconds.
     """
 
     name: str
@@ -39,3 +41,4 @@ class Family:
     group: str = ""
     conditional_example: Callable[[], GenerativeModel] | None = None
     fit_options: Mapping[str, Any] = field(default_factory=dict)
+    surveyed: bool = True

@@ -107,9 +107,9 @@ def default_threads(num_dims: int) -> int:
 
 
 def choose(families: Sequence[str | Family] | None) -> list[Family]:
-    """The families asked for, in the order given; all registered ones for ``None``.
+    """The families asked for, in the order given; those made for a survey for ``None``.
 
-    A group's name (``"flow"``) stands for all its families.
+    A group's name (``"flow"``) stands for all its families, ``"all"`` for every one.
 
     Raises:
         ConfigError: an unknown name, none at all, or one twice.
@@ -118,10 +118,11 @@ def choose(families: Sequence[str | Family] | None) -> list[Family]:
         chosen = [f for f in families if isinstance(f, Family)]
     else:
         known = registered_families()
-        names = list(known) if families is None else list(families)
+        names = [f.name for f in known.values() if f.surveyed] if families is None else list(families)
         groups = {
             f.group: [g for g in known.values() if g.group == f.group] for f in known.values() if f.group
         }
+        groups["all"] = list(known.values())
         chosen = []
         for name in names:
             if isinstance(name, Family):
