@@ -102,7 +102,7 @@ def survey(
 
     Args:
         data: a registered name, a file (see :func:`ppgen.datasets.load`), or a data set.
-        families: names or :class:`~ppgen.models.family.Family` objects; those that suit small images by default,
+        families: names or :class:`~ppgen.models.family.Family` objects; by default those for small images,
             of which those that are not for such data are skipped.
         budget: seconds of training over all families. What one leaves unused goes to those after it.
         device: as in :func:`ppgen.fit`.
