@@ -93,6 +93,24 @@ def to_arviz(
     return groups.build(_attributes(posterior.attributes))
 
 
+def graphs_to_arviz(draws: Tensor, names: Sequence[str], attributes: Mapping[str, Any]) -> Any:
+    """Drawn graphs, as ArviZ wants them: a posterior variable ``edges``, 0 or 1.
+
+    Args:
+        draws: bool, shape (C, S, n, n), ``[c, s, i, j]`` the edge i -> j.
+        names: of the nodes.
+        attributes: of the run.
+
+    Returns:
+        ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1.0 or newer; the dimensions are chain,
+        draw, from and to.
+    """
+    ends = {"from": list(names), "to": list(names)}
+    groups = _Groups({}, {"edges": list(ends)}, dict(ends))
+    groups.add("posterior", {"edges": draws.to(torch.int8)}, _DRAWS)
+    return groups.build(_attributes(attributes))
+
+
 def loo(posterior: Posterior, site: str | None = None, *, pointwise: bool = False) -> Any:
     """Leave-one-out cross-validation by Pareto-smoothed importance sampling (``arviz.loo``).
 

@@ -3,6 +3,8 @@
 Likelihood: :func:`nll`, :func:`bits_per_dim`, :func:`log_likelihoods`. Samples:
 :func:`frechet_distance` (FID), :func:`kernel_distance` (KID), :func:`precision_recall`
 (with density and coverage), on any feature function, such as :func:`classifier_features`.
+Graphs: distances :func:`shd`, :func:`cpdag_shd`, :func:`sid` and :func:`expected_shd`; probabilities of edges
+against a truth by :func:`auroc`, :func:`auprc` and :func:`edge_calibration`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
         to_data_space,
     )
     from ppgen.metrics.frechet import frechet_distance, gaussian_frechet_distance
+    from ppgen.metrics.graphs.average_precision import auprc
+    from ppgen.metrics.graphs.calibration import EdgeCalibration, edge_calibration
+    from ppgen.metrics.graphs.expected_hamming import expected_shd
+    from ppgen.metrics.graphs.hamming import shd
+    from ppgen.metrics.graphs.intervention_distance import sid
+    from ppgen.metrics.graphs.pattern_hamming import cpdag_shd
+    from ppgen.metrics.graphs.roc import auroc
     from ppgen.metrics.kernel import kernel_distance
     from ppgen.metrics.likelihood import bits_per_dim, log_likelihoods, nll
     from ppgen.metrics.neighbours import PrecisionRecall, precision_recall
@@ -25,31 +34,47 @@ if TYPE_CHECKING:
 # Name -> the module that defines it. No function has the name of its module: importing a
 # submodule binds it on the package and would hide the function.
 _HOMES = {
+    "EdgeCalibration": "graphs.calibration",
     "FeatureMap": "features",
     "PrecisionRecall": "neighbours",
+    "auprc": "graphs.average_precision",
+    "auroc": "graphs.roc",
     "bits_per_dim": "likelihood",
     "classifier_features": "features",
+    "cpdag_shd": "graphs.pattern_hamming",
+    "edge_calibration": "graphs.calibration",
+    "expected_shd": "graphs.expected_hamming",
     "frechet_distance": "frechet",
     "gaussian_frechet_distance": "frechet",
     "kernel_distance": "kernel",
     "log_likelihoods": "likelihood",
     "nll": "likelihood",
     "precision_recall": "neighbours",
+    "shd": "graphs.hamming",
+    "sid": "graphs.intervention_distance",
     "standardised_features": "features",
     "to_data_space": "features",
 }
 
 __all__ = [
+    "EdgeCalibration",
     "FeatureMap",
     "PrecisionRecall",
+    "auprc",
+    "auroc",
     "bits_per_dim",
     "classifier_features",
+    "cpdag_shd",
+    "edge_calibration",
+    "expected_shd",
     "frechet_distance",
     "gaussian_frechet_distance",
     "kernel_distance",
     "log_likelihoods",
     "nll",
     "precision_recall",
+    "shd",
+    "sid",
     "standardised_features",
     "to_data_space",
 ]

@@ -134,7 +134,7 @@ def to_data_space(samples: Tensor, support: Values, values: Values) -> Tensor:
             "the model has likely diverged"
         )
     bridge(values, support)  # raises where the model is for other values
-    return samples if support == values else values.quantise(samples)
+    return samples if values.within(support) else values.quantise(samples)
 
 
 def extract(real: Tensor, generated: Tensor, features: Features | None) -> tuple[Tensor, Tensor]:

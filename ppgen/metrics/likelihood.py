@@ -165,7 +165,7 @@ def _log_likelihoods(
         _check_result(model, found, len(x), normalised=normalised)
         return found
 
-    streams = [] if split.values == model.support else _noise_streams(seed, num_dequantisations)
+    streams = [] if split.values.within(model.support) else _noise_streams(seed, num_dequantisations)
     parts: list[Estimate] = []
     with torch.no_grad(), _eval_mode(model), forked_rng(seed, model.device):
         for start in range(0, len(split), batch_size):

@@ -1,13 +1,9 @@
 """Downloads: fetched once from a server on this machine, checked, cached; every failure explained."""
 
-import functools
 import gzip
 import hashlib
-import http.server
 import os
 import struct
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import torch
 from ppgen.datasets import Download, grid, load_download
 from ppgen.datasets.downloads import CACHE_VARIABLE, DOWNLOADS, MIRROR_VARIABLE, read_idx
 from ppgen.errors import ConfigError, DataError, DataWarning, DownloadError
+from tests.datasets.server import Server
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 4)).astype(np.uint8)
 LABELS = (np.arange(30) % 3).astype(np.uint8)
@@ -42,12 +39,9 @@ def idx(array: Any) -> bytes:
 
 
 @dataclass
-class Site:
-    """A server on 127.0.0.1: its address, its folder, and what was asked of it."""
+class Site(Server):
+    """A server with a tiny data set in its folder."""
 
-    url: str
-    folder: Path
-    requests: list[str] = field(default_factory=list)
     entry: Download = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,46 +54,9 @@ class Site:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, and no mirror or proxy from the environment."""
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.delenv(MIRROR_VARIABLE, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A server that lives as long as the test."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    asked: list[str] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield Site(f"http://127.0.0.1:{server.server_port}/", folder, asked)
-        finally:
-            server.shutdown()
-            thread.join(timeout=10)
-
-
-@pytest.fixture
-def nowhere() -> str:
-    """An address at which nobody listens."""
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        return f"http://127.0.0.1:{server.server_port}/"
+def site(server: Server) -> Site:
+    """The server of this test, with the data set in it."""
+    return Site(server.url, server.folder, server.requests)
 
 
 def test_what_comes_is_what_was_published(cache: Path, site: Site) -> None:

@@ -103,7 +103,9 @@ class Learned:
 class Method(Protocol):
     """A way to learn graphs: a frozen dataclass of its options."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called by; a class variable will do."""
 
     def run(self, problem: Problem, *, seed: int | None) -> Learned:
         """Learn."""

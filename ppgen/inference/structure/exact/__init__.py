@@ -1,1 +1,1 @@
-"""Exact posteriors over DAGs by sums over subsets."""
+"""Exact posteriors over DAGs: sums over orders, and over DAGs, by dynamic programming on subsets."""
