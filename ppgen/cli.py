@@ -1,4 +1,4 @@
-"""The command ``ppgen``: survey, fit, sample, evaluate.
+"""The command ``ppgen``: survey, fit, sample, evaluate, discover.
 
 Nothing heavy is imported before the arguments are known to be good, so that ``--help``
 answers at once. Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 done
@@ -110,7 +110,78 @@ def _parser() -> argparse.ArgumentParser:
     _data_argument(evaluate)
     evaluate.add_argument("--seed", type=_seed, default=0, help="of noise and draws (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
+
+    discover = commands.add_parser(
+        "discover", parents=[common, training], help="learn the graph behind a table and write a report"
+    )
+    _discovery_arguments(discover)
+    discover.set_defaults(run=_discover)
     return parser
+
+
+def _discovery_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", metavar="TABLE", help="a text file of columns (.csv, .tsv, ...)")
+    parser.add_argument(
+        "--method",
+        default="exact",
+        metavar="NAME",
+        help="exact, order_mcmc, partition_mcmc, dibs, notears, dagma, hill_climb, ges, pc, bootstrap or "
+        "bootstrap:NAME (default: %(default)s)",
+    )
+    many: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--option", **many, metavar="NAME=VALUE", help="an option of the method")
+    parser.add_argument("--score", metavar="NAME", help="bdeu, bge, ... (default: the one for the data)")
+    parser.add_argument("--score-option", **many, metavar="NAME=VALUE", help="an option of the score")
+    parser.add_argument(
+        "--prior", default="uniform", choices=("uniform", "order"), help="over graphs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        default="ppgen-discovery",
+        metavar="DIR",
+        help="directory of the report (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reference", metavar="FILE", help="a graph to compare with: a .bif file, or lines from,to"
+    )
+    table = parser.add_argument_group("how to read the table")
+    table.add_argument(
+        "--interventions",
+        metavar="COLUMN",
+        help="column that names what was set in each row; empty for nothing",
+    )
+    table.add_argument(
+        "--intervention-kind",
+        default="perfect",
+        choices=("perfect", "imperfect", "soft", "uncertain"),
+        help="what setting does; uncertain: the column names agents, whose targets are learnt "
+        "(default: %(default)s)",
+    )
+    table.add_argument("--push", type=float, help="pseudo-counts of soft interventions")
+    table.add_argument("--max-agents", type=int, help="agents that may act on one variable (default: 1)")
+    table.add_argument(
+        "--levels",
+        **many,
+        metavar="COLUMN=A,B,...",
+        help="values of a categorical column, or A,B,... for those of all",
+    )
+    table.add_argument(
+        "--continuous", metavar="COLUMN,...", help="columns that are continuous though they look not"
+    )
+    table.add_argument(
+        "--discretise", choices=("quantile", "hartemink"), help="how to cut continuous columns"
+    )
+    table.add_argument(
+        "--missing",
+        default="error",
+        choices=("error", "drop", "level"),
+        help="what to do where cells are missing (default: %(default)s)",
+    )
+    known = parser.add_argument_group("what is known of the edges")
+    known.add_argument("--forbid", **many, metavar="'A->B,...'", help="edges that no graph has")
+    known.add_argument("--require", **many, metavar="'A->B,...'", help="edges that every graph has")
+    known.add_argument("--tiers", metavar="A,B/C,...", help="groups of columns, causes first")
+    known.add_argument("--max-parents", type=int, metavar="K", help="the largest number of parents")
 
 
 def _data_argument(parser: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -262,6 +333,26 @@ def _evaluate(options: argparse.Namespace) -> int:
             "kind": str(number.kind),
         }
     _say(json.dumps(found, indent=2))
+    return 0
+
+
+def _discover(options: argparse.Namespace) -> int:
+    from ppgen.report.discovery import discover
+    from ppgen.report.discovery_arguments import arguments_of
+
+    result = discover(
+        options.table,
+        out=options.out,
+        reference=options.reference,
+        device=options.device,
+        seed=options.seed,
+        progress=not options.quiet,
+        **arguments_of(options),
+    )
+    _say(str(result))
+    if result.interrupted:
+        _error("interrupted; the report holds what was done")
+        return _INTERRUPTED
     return 0
 
 

@@ -1,7 +1,8 @@
 """Data with what is known of its values: built-in, generated, downloaded, or the user's own.
 
 ``load(name_or_path)`` gives a :class:`DataSet`; ``available()`` lists the names;
-``from_arrays`` and ``as_split`` take the user's own data.
+``from_arrays``, ``sequences``, ``text`` and ``as_split`` take the user's own data. ``load_table`` gives tables with named
+columns, as pandas frames, and ``available_tables()`` lists them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppgen.datasets.arrays import as_split, from_arrays
+    from ppgen.datasets.character_text import TextDataSet, Vocabulary, text
+    from ppgen.datasets.companding import mu_law, mu_law_inverse
     from ppgen.datasets.downloads import Download, load_download
     from ppgen.datasets.files import from_file
+    from ppgen.datasets.ragged import sequences
     from ppgen.datasets.registry import available, load
     from ppgen.datasets.split import DataSet, Split
+    from ppgen.datasets.tables import available_tables, load_table
     from ppgen.datasets.values import BINARY, REAL, Values, grid
 
 # Public name -> the module that defines it, imported on first use.
@@ -28,6 +33,14 @@ _HOMES = {
     "load_download": "downloads",
     "DataSet": "split",
     "Split": "split",
+    "available_tables": "tables",
+    "load_table": "tables",
+    "sequences": "ragged",
+    "text": "character_text",
+    "TextDataSet": "character_text",
+    "Vocabulary": "character_text",
+    "mu_law": "companding",
+    "mu_law_inverse": "companding",
     "Values": "values",
     "REAL": "values",
     "BINARY": "values",
@@ -40,14 +53,22 @@ __all__ = [
     "DataSet",
     "Download",
     "Split",
+    "TextDataSet",
     "Values",
+    "Vocabulary",
     "as_split",
     "available",
+    "available_tables",
     "from_arrays",
     "from_file",
     "grid",
     "load",
     "load_download",
+    "load_table",
+    "mu_law",
+    "mu_law_inverse",
+    "sequences",
+    "text",
 ]
 
 

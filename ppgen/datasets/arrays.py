@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def from_arrays(
     name: str = "data",
     dtype: torch.dtype = torch.float32,
     max_items: int | None = None,
+    missing: bool = False,
 ) -> DataSet:
     """A data set from the user's own numbers, with deterministic splits and declared values.
 
@@ -46,7 +47,7 @@ def from_arrays(
             ``Dataset`` with items x or (x, y), which is read into memory.
         y: labels (whole numbers or text) or features of a context, first dimension N.
         levels: what x is: an integer L for levels 0 .. L-1 (raw, or already divided by L-1),
-            ``None`` for real numbers, ``"auto"`` to go by the type: bool and integers 0 and 1
+            ``"count"`` for 0, 1, 2, ..., ``None`` for real numbers, ``"auto"`` to go by the type: bool and integers 0 and 1
             are binary, bytes are 256 grey levels, all else is real.
         event_shape: shape of one datum; each is reshaped to it. By default x keeps its shape,
             but byte images (N, H, W) or (N, H, W, C) become (N, C, H, W).
@@ -57,6 +58,7 @@ def from_arrays(
         name: for messages and reports.
         dtype: floating-point type of x.
         max_items: how many items to take of a torch ``Dataset``; needed for iterable ones.
+        missing: NaN stands for a missing coordinate; otherwise it is an error.
 
     Raises:
         DataError: text, NaN or infinite numbers (named by column and row), no rows, too few rows,
@@ -68,13 +70,13 @@ def from_arrays(
         DataWarning: constant or collinear columns; whole numbers taken as real; integers rounded.
     """
     given = {role: data for role, data in (("validation", validation), ("test", test)) if _is_data(data)}
-    parts = [_gather(x, y, name, max_items)]
-    parts += [_gather(*_pair(data), f"{name} {role}", max_items) for role, data in given.items()]
+    parts = [_gather(x, y, name, max_items, missing)]
+    parts += [_gather(*_pair(data), f"{name} {role}", max_items, missing) for role, data in given.items()]
     joined = _concatenate(parts, name)
     labels, label_note = _labels(parts, dtype)
     shaped, shape_note = declare_shape(joined, event_shape, name)
-    coordinates, values, value_note, remarks = declare_values(shaped, levels, dtype, name)
-    if values.levels is None:
+    coordinates, values, value_note, remarks = _declared(shaped, levels, dtype, name, missing)
+    if values.kind == "real" and not missing:
         remarks += column_warnings(coordinates, parts[0].columns, name)
     for remark in remarks:
         warnings.warn(remark, DataWarning, stacklevel=2)
@@ -133,11 +135,16 @@ def as_split(
         return data
     if isinstance(data, DataSet):
         return data.train
-    raw = _gather(*_pair(data), name, max_items)
+    missing = values is not None and values.missing
+    raw = _gather(*_pair(data), name, max_items, missing)
     if dtype is None:
         dtype = raw.x.dtype if raw.from_tensor and raw.x.is_floating_point() else torch.float32
-    told = None if values is None or raw.x.dtype in (torch.bool, torch.uint8) else values.levels
-    x, found, _, remarks = declare_values(raw.x, told or "auto", dtype, name)
+    if values is not None and values.kind == "table":
+        return Split(raw.x.to(dtype), _labels([raw], dtype)[0], values, name)
+    told: Levels = "auto"
+    if values is not None and raw.x.dtype not in (torch.bool, torch.uint8):
+        told = "count" if values.kind == "count" else values.levels or "auto"
+    x, found, _, remarks = _declared(raw.x, told, dtype, name, missing)
     for remark in remarks:
         warnings.warn(remark, DataWarning, stacklevel=2)
     return Split(x, _labels([raw], dtype)[0], found, name)
@@ -168,7 +175,19 @@ def _pair(data: Any) -> tuple[Any, Any]:
     return data, None
 
 
-def _gather(x: Any, y: Any, name: str, max_items: int | None) -> _Raw:
+def _declared(
+    x: Tensor, levels: Levels, dtype: torch.dtype, name: str, missing: bool
+) -> tuple[Tensor, Values, str, list[str]]:
+    """As :func:`declare_values`, where NaN may stand for what is missing."""
+    if not missing:
+        return declare_values(x, levels, dtype, name)
+    unknown = x.isnan()
+    known, values, note, remarks = declare_values(torch.where(unknown, 0, x), levels, dtype, name)
+    note += f" {float(unknown.float().mean()):.2%} missing." if bool(unknown.any()) else ""
+    return known.masked_fill(unknown, torch.nan), replace(values, missing=True), note, remarks
+
+
+def _gather(x: Any, y: Any, name: str, max_items: int | None, missing: bool = False) -> _Raw:
     if isinstance(x, Split | DataSet):
         raise DataError(
             f"{name}: expected raw numbers, got a {type(x).__name__}, which is ready to use as it is"
@@ -191,7 +210,7 @@ def _gather(x: Any, y: Any, name: str, max_items: int | None) -> _Raw:
         )
     if raw.numel() == 0:
         raise DataError(f"{name}: expected at least one datum, got shape {tuple(raw.shape)}")
-    check_finite(raw, name, columns)
+    check_finite(torch.where(raw.isnan(), 0, raw) if missing else raw, name, columns)
     if y is not None and len(y) != len(raw):
         raise ShapeError(f"{name}: x has {len(raw)} rows and y has {len(y)}; they must match")
     return _Raw(raw, y, columns, isinstance(x, Tensor))

@@ -12,7 +12,7 @@ from ppgen.datasets.tensors import as_tensor, check_finite, is_frame, listed
 from ppgen.datasets.values import BINARY, REAL, Values, grid
 from ppgen.errors import ConfigError, DataError, ShapeError
 
-Levels = int | Literal["auto"] | None
+Levels = int | Literal["auto", "count"] | None
 
 _MANY_COLUMNS = 1000  # above, collinearity is not looked for: its cost is quadratic in columns
 _TOLERANCE = 1e-10  # fraction of a column's variance that others must leave unexplained
@@ -27,7 +27,8 @@ def declare_values(
         x: raw numbers: bool, uint8, int64 or floating point.
         levels: ``"auto"`` to go by the type (bool: binary; uint8: 256 levels, or binary where
             only 0 and 1 occur; integers 0 and 1: binary; all else: real), a number of levels L for
-            raw numbers 0 .. L-1 or for k/(L-1) in [0, 1], ``None`` for real numbers.
+            raw numbers 0 .. L-1 or for k/(L-1) in [0, 1], ``"count"`` for 0, 1, 2, ... without an end,
+            ``None`` for real numbers.
         dtype: floating-point type of the result.
         name: for messages.
 
@@ -44,8 +45,12 @@ def declare_values(
         return _by_type(x, dtype, name)
     if levels is None:
         return x.to(dtype), REAL, "Taken as real numbers.", _rounding(x, dtype, name)
+    if levels == "count":
+        counts = Values("count")
+        counts.check(x.to(dtype), name)
+        return x.to(dtype), counts, "Taken as counts.", _rounding(x, dtype, name)
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise ConfigError(f'levels: expected an integer of 2 or more, "auto" or None, got {levels!r}')
+        raise ConfigError(f'levels: expected an integer of 2 or more, "auto", "count" or None, got {levels!r}')
     values = grid(levels)
     low, high = float(x.min()), float(x.max())
     if x.is_floating_point() and low >= 0 and high <= 1:

@@ -74,8 +74,10 @@ class Split:
         return self._rows_of(self.x[indices], None if self.y is None else self.y[indices])
 
     def binarised(self, threshold: float = 0.5) -> Split:
-        """The same data with 1 where ``x >= threshold`` and 0 elsewhere."""
-        return replace(self, x=(self.x >= threshold).to(self.x.dtype), values=BINARY)
+        """The same data with 1 where ``x >= threshold`` and 0 elsewhere; what is missing stays so."""
+        ones = (self.x >= threshold).to(self.x.dtype)
+        values = replace(BINARY, missing=self.values.missing)
+        return replace(self, x=torch.where(self.x.isnan(), self.x, ones), values=values)
 
     def _rows_of(self, x: Tensor, y: Tensor | None) -> Split:
         """A split of data that were checked already, so that batches cost no second look."""

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppgen.inference import structure
     from ppgen.inference.ais import AIS
     from ppgen.inference.annealing.likelihood import simulated_bounds
     from ppgen.inference.em import ExpectationMaximisation
@@ -38,6 +39,7 @@ __all__ = [
     "fit",
     "log_partition",
     "simulated_bounds",
+    "structure",
 ]
 
 _MODULES = {
@@ -62,6 +64,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "structure":
+        return importlib.import_module(f"{__name__}.structure")
     if name in _MODULES:
         return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

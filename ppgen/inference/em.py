@@ -61,11 +61,16 @@ class ExpectationMaximisation(Objective):
     without an optimiser; learning rate, clipping and autocast have no say in it. Its figures
     are ``loss``, the mean negative log-likelihood a datum before the step, and ``penalty``,
     minus the log prior over N: their sum never rises while the data stay the same.
+
+    Args:
+        epochs: iterations where :func:`ppgen.fit` is told neither epochs nor seconds; 1 suits models whose
+            first step is the best.
     """
 
     full_batch = True
 
-    def __init__(self) -> None:
+    def __init__(self, epochs: int | None = None) -> None:
+        self.default_epochs = epochs
         self.notes: list[str] = []
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

@@ -75,8 +75,8 @@ def fit(
         objective: an :class:`~ppgen.inference.objectives.base.Objective` or a Pyro ELBO; by default
             the family's own, else :class:`~ppgen.inference.objectives.elbo.ELBO`.
         validation: data of the same form; the epoch with the smallest validation loss is kept.
-        epochs: passes over the data. Where neither this nor ``max_seconds`` is given, 100, or on small
-            data as many as make 3000 steps.
+        epochs: passes over the data. Where neither this nor ``max_seconds`` is given, what the objective says,
+            else 100, or on small data as many as make 3000 steps.
         max_seconds: time limit on training, over all resumed runs.
         batch_size: data a step; ``None`` for all. Objectives for full batches (EM) take all.
         learning_rate: of the optimiser.
@@ -136,7 +136,8 @@ def fit(
     train = Batches(data, trainee, None if goal.full_batch else batch_size, place)
     if epochs is None and max_seconds is None:
         steps = 0 if goal.full_batch else _DEFAULT_STEPS
-        options = replace(options, epochs=max(_DEFAULT_EPOCHS, -(-steps // train.per_epoch)))
+        epochs = goal.default_epochs or max(_DEFAULT_EPOCHS, -(-steps // train.per_epoch))
+        options = replace(options, epochs=epochs)
     held_out = None
     if validation is not None:
         rows = 1024 if goal.full_batch else batch_size

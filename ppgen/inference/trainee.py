@@ -91,7 +91,7 @@ class Batches:
     """The training or validation data as arguments of the pair, on its device.
 
     For a generative model, data become ``(x,)``, or ``(x, context)`` with the labels as
-    context where it is conditional; discrete values meet densities through uniform dequantisation, with fresh
+    context where it is conditional or takes them; discrete values meet densities through uniform dequantisation, with fresh
     noise each time. For a plain pair, a tuple holds its positional arguments, cut along the
     first dimension.
 
@@ -128,13 +128,15 @@ class Batches:
             self.prepare = bridge(split.values, model.support, name)
             dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), split.x.dtype)
             self.arguments = (split.x.to(device=device, dtype=dtype),)
-            if split.values.kind == "real":
+            if split.values.kind == "real" and not split.values.missing:
                 self.remarks = column_warnings(split.x, None, name, max_columns=_MANY_COLUMNS)
             if model.context_dim > 0:
                 if split.y is None:
                     raise DataError(f"{name}: a conditional model needs y beside x, got none; pass (x, y)")
                 y = split.y.to(device)
                 self.context = y.to(dtype) if y.is_floating_point() else y
+            elif model.takes_labels and split.y is not None and not split.y.is_floating_point():
+                self.context = split.y.to(device)
         else:
             found = enumerate(_as_tuple(data))
             self.arguments = tuple(_tensor(a, f"{name}: argument {i}").to(device) for i, a in found)
@@ -153,6 +155,11 @@ class Batches:
             raise DataError(
                 f"{self.name}: the training data have {len(train.arguments)} arguments, got "
                 f"{len(self.arguments)}; pass the same ones"
+            )
+        if (self.context is None) != (train.context is None):
+            raise DataError(
+                f"{self.name}: either both these and the training data have labels, or neither; their losses mean "
+                "different things"
             )
         if self.values != train.values:
             raise DataError(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "GaussianMixture": "gaussian_mixture",
     "BernoulliMixture": "bernoulli_mixture",
+    "BayesianNetwork": "bayesian_network",
     "RealNVP": "real_nvp",
     "MAF": "maf",
     "VAE": "vae",

@@ -255,7 +255,7 @@ class _Drawing:
                 i: max(0.36, self.text_width(name, self.font) + 0.16) for i, name in enumerate(network.names)
             }
             self.layout = self._lay_out()
-            self.width = max(2.4, 2 * self._reach() + 0.2)
+            self.width = max(2.4, self._legend_width() + 0.2, 2 * self._reach() + 0.2)
             if self.width <= _WIDEST or self.font <= _SMALLEST_FONT:
                 break
             self.font -= 0.5
@@ -397,7 +397,8 @@ class _Drawing:
             codes += [Path.CURVE4] * 3
         return Path(np.array(vertices), codes)
 
-    def _draw_legend(self, axes: Axes, y: float) -> None:
+    def _legend(self) -> list[tuple[str, str, str, float]]:
+        """Text, colour, style and width in inches of each entry."""
         network, theme = self.network, self.theme
         entries = []
         if network.extra or network.missed:
@@ -408,11 +409,17 @@ class _Drawing:
             entries.append(("missed", theme.muted, "dashed"))
         if len(network.names) > network.num_variables:
             entries.append(("agent", theme.first, "solid"))
-        widths = [0.34 + self.text_width(text, 8) for text, _, _ in entries]
-        x = -(sum(widths) + 0.2 * (len(widths) - 1)) / 2
-        for (text, colour, style), width in zip(entries, widths, strict=True):
+        return [(*entry, 0.34 + self.text_width(entry[0], 8)) for entry in entries]
+
+    def _legend_width(self) -> float:
+        widths = [width for _, _, _, width in self._legend()]
+        return sum(widths) + 0.2 * max(0, len(widths) - 1)
+
+    def _draw_legend(self, axes: Axes, y: float) -> None:
+        x = -self._legend_width() / 2
+        for text, colour, style, width in self._legend():
             axes.plot([x, x + 0.26], [y + 0.12] * 2, color=colour, linewidth=1.6, linestyle=style)
-            axes.text(x + 0.32, y + 0.12, text, fontsize=8, va="center", color=theme.ink)
+            axes.text(x + 0.32, y + 0.12, text, fontsize=8, va="center", color=self.theme.ink)
             x += width + 0.2
 
 

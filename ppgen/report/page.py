@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ppgen.datasets.split import DataSet
 from ppgen.plots.images import is_image
 from ppgen.report.measure import View
+from ppgen.report.pieces import day, document, facts, figure, section, unbroken
 from ppgen.report.table import Row
 from ppgen.report.table_html import badge, tables, values_title
 
@@ -46,26 +44,19 @@ class Page:
 def render(page: Page) -> str:
     """The whole HTML document."""
     title = f"Survey of generative models on {page.data.name}"
-    css = resources.files("ppgen.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         [
             _header(page, title),
             "<main>",
-            _section("findings", "What came out", _findings(page)),
-            _section("table", "The table, measured", tables(page.rows)),
-            _section("families", "Family by family", "\n".join(_family(page, r) for r in _families(page))),
-            _section("method", "How this was measured", _method(page)),
+            section("findings", "What came out", _findings(page)),
+            section("table", "The table, measured", tables(page.rows)),
+            section("families", "Family by family", "\n".join(_family(page, r) for r in _families(page))),
+            section("method", "How this was measured", _method(page)),
             "</main>",
             _footer(page),
         ]
     )
-    return (
-        "<!DOCTYPE html>\n"
-        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 # -- the parts, from top to bottom ----------------------------------------------------------
@@ -73,15 +64,14 @@ def render(page: Page) -> str:
 
 def _header(page: Page, title: str) -> str:
     env, data = page.environment, page.data
-    facts = [
+    items = [
         ("families", len(_families(page))),
         ("training budget", f"{env['budget']:g} s"),
         ("this run took", f"{env['seconds']:.0f} s"),
         ("device", env["device"]),
         ("seed", env["seed"]),
-        ("date", _day(env["date"])),
+        ("date", day(env["date"])),
     ]
-    items = "".join(f"<li>{escape(k)} <b>{escape(str(v))}</b></li>" for k, v in facts)
     links = "".join(f'<a href="#family-{escape(r.name)}">{escape(r.title)}</a>' for r in _families(page))
     lead = data.description or f"{len(data.train)} training data of shape {_shape(data.event_shape)}."
     notice = ""
@@ -93,14 +83,14 @@ def _header(page: Page, title: str) -> str:
     notice += "".join(f'<p class="notice">{escape(remark)}</p>' for remark in page.remarks)
     return (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n{notice}'
-        f'<ul class="facts">{items}</ul>\n<nav aria-label="Families">{links}</nav>\n</header>'
+        f'{facts(items)}\n<nav aria-label="Families">{links}</nav>\n</header>'
     )
 
 
 def _findings(page: Page) -> str:
     if not page.findings:
         return "<p>Too few families have figures to be compared.</p>"
-    items = "".join(f"<li>{_unbroken(escape(sentence))}</li>" for sentence in page.findings)
+    items = "".join(f"<li>{unbroken(escape(sentence))}</li>" for sentence in page.findings)
     return (
         f'<ul class="findings">{items}</ul>\n'
         "<p>Differences carry the standard error of paired differences over the same test data. One run "
@@ -135,13 +125,13 @@ def _pictures(page: Page, row: Row, place: Path) -> str:
     values = values_title(row.values).lower()
     if is_image(shape):
         figures = [
-            _figure(
+            figure(
                 place / "samples",
                 f"Samples of {row.title}",
                 f"{row.title}: a grid of images drawn from the model.",
                 "pixels",
             ),
-            _figure(
+            figure(
                 place / "data",
                 f"Test data, {values}",
                 f"A grid of real images of the test split ({values}), to compare the samples with.",
@@ -151,14 +141,14 @@ def _pictures(page: Page, row: Row, place: Path) -> str:
         layout = "pictures"
     else:
         figures = [
-            _figure(
+            figure(
                 place / "samples",
                 "Test data and samples on the same axes",
                 f"{row.title}: two scatter plots, test data on the left, samples on the right.",
             )
         ]
         layout = "pictures plane"
-    curve = _figure(
+    curve = figure(
         place / "curves",
         "Loss by epoch",
         f"{row.title}: line plot of the losses of the training against the epoch.",
@@ -253,26 +243,6 @@ def _reload(page: Page) -> str:
 # -- pieces -------------------------------------------------------------------------------
 
 
-def _section(name: str, title: str, content: str) -> str:
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(title)}</h2>\n{content}\n</section>'
-
-
-def _figure(stem: Path, caption: str, alt: str, css: str = "", place: str = "") -> str:
-    """A figure with its picture embedded, and the dark one where there is one; nothing without a file."""
-    light, dark = stem.with_suffix(".png"), stem.with_name(f"{stem.name}-dark.png")
-    if not light.is_file():
-        return ""
-    image = f'<img class="{css}" alt="{escape(alt)}" src="{_data_uri(light)}">'
-    if dark.is_file():
-        media = "screen and (prefers-color-scheme: dark)"
-        image = f'<picture><source media="{media}" srcset="{_data_uri(dark)}">{image}</picture>'
-    return f'<figure class="{place}">{image}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
 def _key_facts(row: Row) -> list[str]:
     facts = [escape(values_title(row.values))]
     if row.bits_per_dim is not None:
@@ -301,12 +271,3 @@ def _shape(shape: Sequence[int]) -> str:
 def _sentence(text: str) -> str:
     text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."
-
-
-def _unbroken(text: str) -> str:
-    """The text with no line break between a sign, a number and its error."""
-    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}").replace("≤ ", "≤\N{NO-BREAK SPACE}")
-
-
-def _day(moment: str) -> str:
-    return datetime.datetime.fromisoformat(moment).strftime("%-d %B %Y")

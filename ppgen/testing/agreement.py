@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -13,26 +12,24 @@ from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_close_to
 
 
-def compare_on_grid(model: Any, draws: Tensor, levels: int, context: Tensor | None) -> None:
+def compare_on_points(model: Any, draws: Tensor, points: list[Tensor], context: Tensor | None) -> None:
     """Assert that probabilities of all values sum to one and that the draws follow them.
 
     Args:
         model: has an exact ``log_likelihood``.
-        draws: shape ``(N, *event_shape)``, values on the grid ``k / (levels - 1)``.
-        levels: number of levels of a coordinate.
+        draws: shape ``(N, *event_shape)``.
+        points: the values that each coordinate can take, in increasing order.
         context: the same row for every draw, N of them; or ``None``.
     """
-    size = model.event_shape.numel()
-    values = torch.linspace(0, 1, levels, dtype=draws.dtype)
-    every = torch.tensor(list(itertools.product(values.tolist(), repeat=size)), dtype=draws.dtype)
-    every = every.reshape(-1, *model.event_shape)
+    every = torch.cartesian_prod(*points).reshape(-1, *model.event_shape).to(draws.dtype)
     context = None if context is None else context[:1].expand(len(every), *context.shape[1:])
     with torch.no_grad():
         probability = model.log_likelihood(every, context).value.double().exp()
     if not abs(float(probability.sum()) - 1) < 1e-4:
         raise AssertionError(f"probabilities sum to {float(probability.sum()):.6f}")
-    weights = levels ** torch.arange(size - 1, -1, -1)
-    codes = ((draws.flatten(1) * (levels - 1)).round().long() * weights).sum(-1)
+    codes = torch.zeros(len(draws), dtype=torch.int64)
+    for column, values in zip(draws.flatten(1).T.double(), points, strict=True):
+        codes = codes * len(values) + (column[:, None] - values).abs().argmin(-1)
     counts = torch.bincount(codes, minlength=len(every)).double()
     often = probability * len(draws) >= 10  # the normal approximation of a count
     error = (probability * (1 - probability) / len(draws)).sqrt()
@@ -44,7 +41,7 @@ def compare_on_reals(model: Any, draws: Tensor, context: Tensor | None) -> None:
 
     The second by importance sampling from a Student t as broad as the draws, with the density as
     weight; the function 1 among them holds the density's integral to one. Arguments as for
-    :func:`compare_on_grid`.
+    :func:`compare_on_points`.
     """
     flat = draws.double().flatten(1)
     centre, spread = flat.mean(0), torch.cov(flat.T).reshape(flat.shape[1], -1)

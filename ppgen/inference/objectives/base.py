@@ -69,12 +69,15 @@ class Objective(ABC):
             are inside the data plate, so that a batch too large for memory may be cut.
         loss_name: what the training loss is; other than ``"loss"`` where ``validation_loss`` measures
             something else, so that the two have no common axis.
+        default_epochs: passes over the data where :func:`ppgen.fit` is told neither epochs nor seconds;
+            ``None`` leaves it to the trainer.
     """
 
     full_batch: bool = False
     needs_param_sites: bool = False
     additive: bool = False
     loss_name: str = "loss"
+    default_epochs: int | None = None
 
     @abstractmethod
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:

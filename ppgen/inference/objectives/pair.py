@@ -70,7 +70,8 @@ def non_finite_site(trace: Any) -> str | None:
         if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
             continue
         value = site["value"]
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        may_be_missing = site["is_observed"] and getattr(site["fn"], "takes_missing", False)
+        if value.is_floating_point() and not may_be_missing and not bool(torch.isfinite(value).all()):
             return f"site '{name}' has a value that is not finite"
         try:
             log_prob = site["fn"].log_prob(value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppgen.errors import ConfigError, DataWarning, SamplingWarning
 from ppgen.inference.structure.class_probabilities import ClassProbabilities, class_probabilities
 from ppgen.inference.structure.problem import GraphSource, Learned, Problem, WeightedGraphs
+from ppgen.inference.structure.table import Table
 from ppgen.ops.dags import find_cycle
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class GraphPosterior:
         targets: sets of variables, by number, that were set together in some rows; the empty set for rows
             where none was. ``None`` where no variable was set.
         method: name of the method.
+        table: the data that it was learnt from, which a Bayesian network on these graphs starts from; not
+            kept in files.
     """
 
     names: Final[tuple[str, ...]]
@@ -56,6 +59,7 @@ class GraphPosterior:
         agent_names: Sequence[str] = (),
         targets: Sequence[Sequence[int]] | None = None,
         method: str = "",
+        table: Table | None = None,
     ) -> None:
         if learned.source.num_nodes != len(names) or len(set(names)) < len(names):
             raise ConfigError(
@@ -67,6 +71,7 @@ class GraphPosterior:
         self.agent_names = tuple(agent_names)
         self.targets = [()] if targets is None else [tuple(sorted(target)) for target in targets]
         self.method = method
+        self.table = table
 
     @classmethod
     def from_problem(cls, problem: Problem, learned: Learned, *, method: str = "") -> GraphPosterior:
@@ -74,7 +79,14 @@ class GraphPosterior:
         table = problem.table
         rows = table.clamped.unique(dim=0) if len(table.clamped) else table.clamped[:0]
         targets = [tuple(row.nonzero()[:, 0].tolist()) for row in rows.cpu()] or None
-        return cls(table.names, learned, agent_names=table.agent_names, targets=targets, method=method)
+        return cls(
+            table.names,
+            learned,
+            agent_names=table.agent_names,
+            targets=targets,
+            method=method,
+            table=table,
+        )
 
     # -- probabilities ------------------------------------------------------------------
 
@@ -446,6 +458,10 @@ class GraphPosterior:
         """Adjacency of a graph to compare with, bool (n, n), in the order of the names."""
         import networkx as nx
 
+        if isinstance(reference, list | tuple | set | frozenset) and all(
+            isinstance(edge, tuple) and len(edge) == 2 for edge in reference
+        ):
+            reference = nx.DiGraph(list(reference))
         if isinstance(reference, nx.Graph):
             for name in reference.nodes:
                 self._number(name)

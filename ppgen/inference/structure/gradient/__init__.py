@@ -1,1 +1,1 @@
-"""Learning DAGs by gradients: DiBS, NOTEARS, DAGMA."""
+"""Learning graphs by gradients: DiBS over latent graphs, NOTEARS and DAGMA as point estimates."""

@@ -1,0 +1,1 @@
+"""Rows of the variables of a Bayesian network, and their exact conditionals."""
