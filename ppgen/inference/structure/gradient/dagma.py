@@ -77,6 +77,7 @@ class DAGMA:
         attributes = {
             "acyclicity": optimum.acyclicity,
             "stationarity": optimum.violation,
+            "interrupted": not optimum.complete,
             "seconds": time.perf_counter() - start,
         }
         return conclude(problem, setting, "DAGMA", optimum.weights, self.threshold, doubts, attributes)

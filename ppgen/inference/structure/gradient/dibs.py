@@ -170,6 +170,7 @@ class DiBS:
             "num_particles": self.num_particles,
             "num_different_graphs": num_unique,
             "num_repaired": repaired,
+            "interrupted": not particles.complete,
             "seed": seed,
         }
         return Learned(source=source, warnings=tuple(doubts), attributes=attributes)

@@ -102,6 +102,7 @@ class NOTEARS:
         attributes = {
             "acyclicity": optimum.acyclicity,
             "stationarity": optimum.violation,
+            "interrupted": not optimum.complete,
             "seconds": time.perf_counter() - start,
         }
         return conclude(problem, setting, "NOTEARS", optimum.weights, self.threshold, doubts, attributes)
