@@ -31,6 +31,7 @@ _PACKAGES = (
     "pyro-ppl",
     "scikit-learn",
     "zuko",
+    "hmmlearn",
     "numpy",
     "numpyro",
     "blackjax",
@@ -43,7 +44,7 @@ _HEADS = ("benchmark", "case", "ours ms", "peer ms", "peer", "ratio", "target", 
 def names() -> list[str]:
     """The benchmarks of this package."""
     found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-    return sorted(name for name in found if name not in {"__main__", "timing"})
+    return sorted(name for name in found if name not in {"__main__", "timing", "likelihood"})
 
 
 def measure(name: str) -> tuple[list[dict[str, Any]], str]:

@@ -158,6 +158,9 @@ def _discovery_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     table.add_argument("--push", type=float, help="pseudo-counts of soft interventions")
+    table.add_argument(
+        "--push-to", **many, metavar="COLUMN=LEVEL", help="the level that soft interventions push a column to"
+    )
     table.add_argument("--max-agents", type=int, help="agents that may act on one variable (default: 1)")
     table.add_argument(
         "--levels",

@@ -278,6 +278,8 @@ class GenerativeModel(PyroModule):
         support: the values that a coordinate of x can take.
         density: kind of what ``log_likelihood`` returns; ``None`` for implicit models.
         context_dim: number of features of the context that the model is conditioned on; 0 for none.
+        takes_labels: whether y of the data, where it is classes, is a site ``y`` of this unconditional model:
+            then the trainer hands it over in the place of a context, and it is observed there.
         config: the constructor's arguments, which rebuild the model in :func:`ppgen.load`.
     """
 
@@ -285,6 +287,7 @@ class GenerativeModel(PyroModule):
     support: Values
     density: Kind | None = None
     context_dim: int = 0
+    takes_labels: bool = False
     initialised: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

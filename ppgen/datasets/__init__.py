@@ -1,8 +1,8 @@
 """Data with what is known of its values: built-in, generated, downloaded, or the user's own.
 
 ``load(name_or_path)`` gives a :class:`DataSet`; ``available()`` lists the names;
-``from_arrays``, ``sequences``, ``text`` and ``as_split`` take the user's own data. ``load_table`` gives tables with named
-columns, as pandas frames, and ``available_tables()`` lists them.
+``from_arrays``, ``sequences``, ``text`` and ``as_split`` take the user's own data. ``load_table`` gives
+tables with named columns, as pandas frames, and ``available_tables()`` lists them.
 """
 
 from __future__ import annotations

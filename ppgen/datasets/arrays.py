@@ -47,8 +47,8 @@ def from_arrays(
             ``Dataset`` with items x or (x, y), which is read into memory.
         y: labels (whole numbers or text) or features of a context, first dimension N.
         levels: what x is: an integer L for levels 0 .. L-1 (raw, or already divided by L-1),
-            ``"count"`` for 0, 1, 2, ..., ``None`` for real numbers, ``"auto"`` to go by the type: bool and integers 0 and 1
-            are binary, bytes are 256 grey levels, all else is real.
+            ``"count"`` for 0, 1, 2, ..., ``None`` for real numbers, ``"auto"`` to go by the type: bool and
+            integers 0 and 1 are binary, bytes are 256 grey levels, all else is real.
         event_shape: shape of one datum; each is reshaped to it. By default x keeps its shape,
             but byte images (N, H, W) or (N, H, W, C) become (N, C, H, W).
         validation: the share for validation: a fraction of N, a number of rows, or the data
@@ -140,14 +140,14 @@ def as_split(
     if dtype is None:
         dtype = raw.x.dtype if raw.from_tensor and raw.x.is_floating_point() else torch.float32
     if values is not None and values.kind == "table":
-        return Split(raw.x.to(dtype), _labels([raw], dtype)[0], values, name)
+        return Split(raw.x.to(dtype), _labels([raw], dtype, missing)[0], values, name)
     told: Levels = "auto"
     if values is not None and raw.x.dtype not in (torch.bool, torch.uint8):
         told = "count" if values.kind == "count" else values.levels or "auto"
     x, found, _, remarks = _declared(raw.x, told, dtype, name, missing)
     for remark in remarks:
         warnings.warn(remark, DataWarning, stacklevel=2)
-    return Split(x, _labels([raw], dtype)[0], found, name)
+    return Split(x, _labels([raw], dtype, missing)[0], found, name)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _concatenate(parts: list[_Raw], name: str) -> Tensor:
     return first.x if len(parts) == 1 else torch.cat([part.x.to(first.x.device) for part in parts])
 
 
-def _labels(parts: list[_Raw], dtype: torch.dtype) -> tuple[Tensor | None, str]:
+def _labels(parts: list[_Raw], dtype: torch.dtype, missing_steps: bool = False) -> tuple[Tensor | None, str]:
     """Stack y of all parts, encoded together so that one text has one number."""
     missing = sum(part.y is None for part in parts)
     if missing == len(parts):
@@ -250,7 +250,7 @@ def _labels(parts: list[_Raw], dtype: torch.dtype) -> tuple[Tensor | None, str]:
         )
     device = parts[0].x.device
     if len(parts) == 1:
-        labels, note = declare_labels(parts[0].y, dtype)
+        labels, note = declare_labels(parts[0].y, dtype, missing_steps=missing_steps)
         return labels.to(device), note
     arrays = [np.asarray(part.y.cpu() if isinstance(part.y, Tensor) else part.y) for part in parts]
     shapes = {array.shape[1:] for array in arrays}

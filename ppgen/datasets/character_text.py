@@ -23,7 +23,8 @@ class Vocabulary:
     """A numbering of characters: text to grid values and back.
 
     Args:
-        characters: any text or collection of characters; repeated ones count once, their order is by code point.
+        characters: any text or collection of characters; repeated ones count once, their order is by code
+            point.
 
     Raises:
         DataError: fewer than two characters, or items that are not single characters.
@@ -64,7 +65,8 @@ class Vocabulary:
         """The characters as grid values k / (V - 1), shape ``(len(text),)``.
 
         Raises:
-            DataError: characters that the vocabulary does not have; they are named, with the place of the first.
+            DataError: characters that the vocabulary does not have; they are named, with the place of the
+                first.
         """
         unknown = collections.Counter(c for c in text if c not in self._numbers)
         if unknown:
@@ -72,8 +74,8 @@ class Vocabulary:
             shown = ", ".join(f"{c!r} ({count} times)" for c, count in unknown.most_common(_SHOWN))
             more = f" and {len(unknown) - _SHOWN} others" if len(unknown) > _SHOWN else ""
             raise DataError(
-                f"text: {shown}{more} not in the vocabulary of {len(self)} characters, first at position {first}; "
-                "replace or remove them, or make the vocabulary from all texts together"
+                f"text: {shown}{more} not in the vocabulary of {len(self)} characters, first at position "
+                f"{first}; replace or remove them, or make the vocabulary from all texts together"
             )
         numbers = torch.tensor([self._numbers[c] for c in text], dtype=torch.int64)
         return numbers.to(dtype) / (len(self) - 1)
@@ -126,8 +128,8 @@ def text(
     Args:
         source: a path, or a text; a text that is the path of a file is taken for the path.
         length: characters of a window, T.
-        stride: characters from the start of a training window to that of the next one; ``length`` by default, which
-            leaves no overlap. Windows for validation and testing never overlap.
+        stride: characters from the start of a training window to that of the next one; ``length`` by default,
+            which leaves no overlap. Windows for validation and testing never overlap.
         validation: the share for validation: a fraction of the characters, or a number of windows.
         test: the same for the test split.
         vocabulary: the characters; by default those of the text.
@@ -136,8 +138,8 @@ def text(
         dtype: floating-point type of x.
 
     Returns:
-        Splits with x of shape ``(N, length)``, values k / (V - 1); what does not fill a window at the end of a split is
-        left out.
+        Splits with x of shape ``(N, length)``, values k / (V - 1); what does not fill a window at the end of
+        a split is left out.
 
     Raises:
         DataError: no such file, one that is not of the encoding, a text too short for a window in each split,
@@ -162,9 +164,9 @@ def text(
             else ""
         )
         raise DataError(
-            f"{name}: {len(content)} characters give parts of {cuts[0]}, {sizes[0]} and {sizes[1]} for training, "
-            f"validation and testing, of which some hold no window of {length}; bring a longer text or take a "
-            f"smaller length{hint}"
+            f"{name}: {len(content)} characters give parts of {cuts[0]}, {sizes[0]} and {sizes[1]} for "
+            f"training, validation and testing, of which some hold no window of {length}; bring a longer "
+            f"text or take a smaller length{hint}"
         )
     vocabulary = vocabulary or Vocabulary(content)
     encoded = vocabulary.encode(content, dtype=dtype)
@@ -173,18 +175,19 @@ def text(
         "validation": encoded[cuts[0] : cuts[1]].unfold(0, length, length),
         "test": encoded[cuts[1] :].unfold(0, length, length),
     }
-    splits = {
-        role: Split(x.contiguous(), values=vocabulary.values, name=f"{name} {role}")
-        for role, x in parts.items()
-    }
-    counts = ", ".join(f"{len(split)} {role}" for role, split in splits.items())
+    train, held_out, last = (
+        Split(x.contiguous(), values=vocabulary.values, name=f"{name} {role}") for role, x in parts.items()
+    )
     return TextDataSet(
         name=name,
+        train=train,
+        validation=held_out,
+        test=last,
         description=(
-            f"{len(content)} characters, {len(vocabulary)} different ones, in windows of {length}: {counts}, by position."
+            f"{len(content)} characters, {len(vocabulary)} different ones, in windows of {length}: "
+            f"{len(train)} train, {len(held_out)} validation, {len(last)} test, by position."
         ),
         vocabulary=vocabulary,
-        **splits,
     )
 
 

@@ -28,8 +28,8 @@ def mu_law(x: Tensor, *, levels: int = 256) -> Tensor:
     mu = _mu(levels)
     if not bool((x.abs() <= 1).all()):
         raise DataError(
-            f"x: expected sound on [-1, 1], got a range of [{float(x.min()):.4g}, {float(x.max()):.4g}]; divide it by "
-            "its largest magnitude, and leave NaN out"
+            f"x: expected sound on [-1, 1], got a range of [{float(x.min()):.4g}, {float(x.max()):.4g}]; "
+            "divide it by its largest magnitude, and leave NaN out"
         )
     companded = x.sign() * torch.log1p(mu * x.abs()) / math.log1p(mu)
     return ((companded + 1) / 2 * mu).round() / mu

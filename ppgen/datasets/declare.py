@@ -50,7 +50,9 @@ def declare_values(
         counts.check(x.to(dtype), name)
         return x.to(dtype), counts, "Taken as counts.", _rounding(x, dtype, name)
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise ConfigError(f'levels: expected an integer of 2 or more, "auto", "count" or None, got {levels!r}')
+        raise ConfigError(
+            f'levels: expected an integer of 2 or more, "auto", "count" or None, got {levels!r}'
+        )
     values = grid(levels)
     low, high = float(x.min()), float(x.max())
     if x.is_floating_point() and low >= 0 and high <= 1:
@@ -104,11 +106,14 @@ def _rounding(x: Tensor, dtype: torch.dtype, name: str) -> list[str]:
     ]
 
 
-def declare_labels(y: Any, dtype: torch.dtype, name: str = "y") -> tuple[Tensor, str]:
+def declare_labels(
+    y: Any, dtype: torch.dtype, name: str = "y", *, missing_steps: bool = False
+) -> tuple[Tensor, str]:
     """Labels or context as a tensor, and a sentence on how text was encoded.
 
     Whole numbers and text in one column become int64 (text by sorted order); all else becomes
-    ``dtype``, as features of a context.
+    ``dtype``, as features of a context. With ``missing_steps``, sequences of features, shape (N, T, F),
+    may hold NaN, as those that end early do.
 
     Raises:
         DataError: missing labels; no labels of a usable type.
@@ -128,7 +133,8 @@ def declare_labels(y: Any, dtype: torch.dtype, name: str = "y") -> tuple[Tensor,
         pairs = listed([f"{text} = {code}" for code, text in enumerate(classes)])
         return torch.tensor(codes.astype(np.int64)), f"Labels: {pairs}."
     labels, columns = as_tensor(y if array is None else array, name)
-    check_finite(labels, name, columns)
+    if not (missing_steps and labels.ndim > 2):
+        check_finite(labels, name, columns)
     if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         labels = labels.squeeze(1)
     one_column = labels.ndim == 1 and not labels.is_floating_point()

@@ -62,14 +62,18 @@ def sequences(
     longest = max(map(len, arrays))
     steps = longest if num_steps is None else num_steps
     if longest > steps:
-        raise ShapeError(f"num_steps: the longest sequence has {longest} steps, got {num_steps}; cut it first")
+        raise ShapeError(
+            f"num_steps: the longest sequence has {longest} steps, got {num_steps}; cut it first"
+        )
     for i, array in enumerate(arrays):
         if array.numel() == 0 or bool(array.isnan().all()):
-            raise DataError(f"{name}: sequence {i} of shape {tuple(array.shape)} holds no number; leave it out")
+            raise DataError(
+                f"{name}: sequence {i} of shape {tuple(array.shape)} holds no number; leave it out"
+            )
         if bool(array[-1:].isnan().all()):
             raise DataError(
-                f"{name}: sequence {i} ends in a step of nothing but NaN, which would count as beyond its end; "
-                "cut it off"
+                f"{name}: sequence {i} ends in a step of nothing but NaN, which counts as beyond "
+                "its end; cut it off"
             )
     every = torch.cat(arrays)
     unknown = every.isnan()

@@ -45,10 +45,16 @@ class Split:
                 f"{self.name}: x has {len(self.x)} rows and y has {len(self.y)}; they must match"
             )
         self.values.check(self.x, self.name)
-        if self.y is not None and self.y.is_floating_point() and not bool(torch.isfinite(self.y).all()):
-            bad = int((~torch.isfinite(self.y)).sum())
+        # Sequences of features may be padded with NaN where x may be.
+        padded = self.values.missing and self.y is not None and self.y.ndim > 2
+        if self.y is not None and self.y.is_floating_point() and not padded:
+            self._check_features(self.y)
+
+    def _check_features(self, y: Tensor) -> None:
+        if not bool(torch.isfinite(y).all()):
+            bad = int((~torch.isfinite(y)).sum())
             raise DataError(
-                f"{self.name}: expected finite y, got {bad} NaN or infinite of {self.y.numel()}; "
+                f"{self.name}: expected finite y, got {bad} NaN or infinite of {y.numel()}; "
                 "drop or impute those rows first"
             )
 

@@ -10,8 +10,8 @@ Five kinds of values are told apart:
 * ``table``: each coordinate is a variable of its own: a level number :math:`0, \dots, L_d - 1`, or any
   real number where :math:`L_d = 0`.
 
-With ``missing``, a coordinate may also be NaN, which stands for one that was not observed. Families that can sum
-or integrate such coordinates out exactly take such data; the others refuse them.
+With ``missing``, a coordinate may also be NaN, which stands for one that was not observed. Families that can
+sum or integrate such coordinates out exactly take such data; the others refuse them.
 
 A family with a density on the reals meets discrete data through *uniform
 dequantisation* (Theis, van den Oord & Bethge 2016): it sees
@@ -85,7 +85,7 @@ class Values:
         return f"{text} with missing ones" if self.missing else text
 
     def within(self, other: Values) -> bool:
-        """Whether data of these values are data of ``other`` as they stand: the same, or lacking NaN alone."""
+        """Whether data of these values are data of ``other`` as they stand: the same, or without NaN."""
         return self in (other, replace(other, missing=False))
 
     def check(self, x: Tensor, name: str = "x") -> None:
@@ -103,8 +103,9 @@ class Values:
         if self.kind == "count" and bool(((x < 0) | (x != x.round())).any()):
             count = int(((x < 0) | (x != x.round())).sum())
             raise DataError(
-                f"{name}: expected counts 0, 1, 2, ..., but {count} of {x.numel()} numbers are not, the range "
-                f"is [{float(x.min()):.4g}, {float(x.max()):.4g}]; model them as real numbers, or scale them back"
+                f"{name}: expected counts 0, 1, 2, ..., but {count} of {x.numel()} numbers are not, the "
+                f"range is [{float(x.min()):.4g}, {float(x.max()):.4g}]; model them as real numbers, or undo "
+                "their scaling"
             )
         if self.levels is None:
             return
@@ -155,7 +156,7 @@ class Values:
         return (x * (self.levels - 1)).round().long()
 
     def dequantise(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``(k + u) / L`` in [0, 1) for grid values ``x``, ``k + u`` for counts; real ones stay as they are."""
+        """``(k + u) / L`` in [0, 1) for grid values ``x``, ``k + u`` for counts; real ones stay."""
         if self.kind == "count":
             return x + torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         if self.levels is None:
@@ -225,8 +226,8 @@ def bridge(data: Values, model: Values, name: str = "data") -> Callable[[Tensor]
         return lambda x: x
     if data.missing and not model.missing:
         raise DataError(
-            f"{name}: the data have missing values (NaN), which this model cannot sum out; drop or impute those "
-            "rows first, or take a family that can, such as HiddenMarkov"
+            f"{name}: the data have missing values (NaN), which this model cannot sum out; drop or impute "
+            "those rows first, or take a family that can, such as HiddenMarkov"
         )
     if model.kind == "real" and data.kind != "table":
         return data.dequantise

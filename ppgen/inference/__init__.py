@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ppgen.inference.objectives.adversarial import Adversarial
     from ppgen.inference.objectives.contrastive_divergence import ContrastiveDivergence
     from ppgen.inference.objectives.elbo import ELBO
+    from ppgen.inference.objectives.flow_matching import FlowMatching
+    from ppgen.inference.objectives.penalised import PenalisedLikelihood
     from ppgen.inference.partition import log_partition
     from ppgen.inference.result import FitResult
     from ppgen.inference.smc import SMC
@@ -34,6 +36,8 @@ __all__ = [
     "ContrastiveDivergence",
     "ExpectationMaximisation",
     "FitResult",
+    "FlowMatching",
+    "PenalisedLikelihood",
     "Posterior",
     "RandomWalk",
     "fit",
@@ -55,7 +59,9 @@ _MODULES = {
     "Adversarial": "objectives.adversarial",
     "ContrastiveDivergence": "objectives.contrastive_divergence",
     "ExpectationMaximisation": "em",
+    "PenalisedLikelihood": "objectives.penalised",
     "FitResult": "result",
+    "FlowMatching": "objectives.flow_matching",
     "SMC": "smc",
     "fit": "svi",
     "log_partition": "partition",

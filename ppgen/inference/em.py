@@ -17,8 +17,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ppgen.contract import Estimate, require
-from ppgen.inference.objectives.base import Objective, Program, StepOptions, Stepper, owner
+from ppgen.contract import require
+from ppgen.inference.objectives.base import Program, StepOptions, Stepper, owner
+from ppgen.inference.objectives.penalised import HasPenalisedLikelihood, PenalisedLikelihood
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class EMStep:
 
 
 @runtime_checkable
-class HasExpectationMaximisation(Protocol):
+class HasExpectationMaximisation(HasPenalisedLikelihood, Protocol):
     """A likelihood that can be raised by expectation-maximisation."""
 
     def em_step(self, x: Tensor, context: Tensor | None = None) -> EMStep:
@@ -46,14 +47,8 @@ class HasExpectationMaximisation(Protocol):
         Where the log-likelihood is not finite, the parameters are left as they are.
         """
 
-    def log_prior(self) -> Tensor:
-        """Log prior density of the parameters, up to a constant: a scalar, in nats; 0 for none."""
 
-    def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
-        """Log p(x_n), value of shape ``(N,)``, in nats, differentiable."""
-
-
-class ExpectationMaximisation(Objective):
+class ExpectationMaximisation(PenalisedLikelihood):
     r"""Minus the log-likelihood, minus the log prior of the parameters where there is one.
 
     As a Pyro loss it is differentiable, so that ``pyro.infer.SVI(..., loss=objective)`` climbs
@@ -67,24 +62,9 @@ class ExpectationMaximisation(Objective):
             first step is the best.
     """
 
-    full_batch = True
-
     def __init__(self, epochs: int | None = None) -> None:
         self.default_epochs = epochs
         self.notes: list[str] = []
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus log-likelihood (scaled to a population of ``num``) minus log prior, in nats."""
-        return self.validation_loss(model, guide, *args, **kwargs) - _learner(model).log_prior()
-
-    def validation_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the log-likelihood, a total over the batch (scaled as in :meth:`loss`), in nats."""
-        x, num = args[0], kwargs.get("num")
-        context = args[1] if len(args) > 1 else kwargs.get("context")
-        # The density is closed-form and runs no program, which would show Pyro the parameters.
-        with owner(model, "ExpectationMaximisation").shown_to_pyro():
-            log_likelihood = _learner(model).log_likelihood(x, context).value.sum()
-        return -log_likelihood * (1.0 if num is None else num / len(x))
 
     def diagnose(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> list[str]:
         """What the steps had to repair since the last :meth:`stepper`, each kind once."""

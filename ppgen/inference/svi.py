@@ -75,8 +75,8 @@ def fit(
         objective: an :class:`~ppgen.inference.objectives.base.Objective` or a Pyro ELBO; by default
             the family's own, else :class:`~ppgen.inference.objectives.elbo.ELBO`.
         validation: data of the same form; the epoch with the smallest validation loss is kept.
-        epochs: passes over the data. Where neither this nor ``max_seconds`` is given, what the objective says,
-            else 100, or on small data as many as make 3000 steps.
+        epochs: passes over the data. Where neither this nor ``max_seconds`` is given, what the objective
+            says, else 100, or on small data as many as make 3000 steps.
         max_seconds: time limit on training, over all resumed runs.
         batch_size: data a step; ``None`` for all. Objectives for full batches (EM) take all.
         learning_rate: of the optimiser.

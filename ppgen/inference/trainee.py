@@ -91,9 +91,9 @@ class Batches:
     """The training or validation data as arguments of the pair, on its device.
 
     For a generative model, data become ``(x,)``, or ``(x, context)`` with the labels as
-    context where it is conditional or takes them; discrete values meet densities through uniform dequantisation, with fresh
-    noise each time. For a plain pair, a tuple holds its positional arguments, cut along the
-    first dimension.
+    context where it is conditional or takes them; discrete values meet densities through uniform
+    dequantisation, with fresh noise each time. For a plain pair, a tuple holds its positional
+    arguments, cut along the first dimension.
 
     Args:
         data: as :func:`ppgen.fit` takes them.
@@ -158,8 +158,8 @@ class Batches:
             )
         if (self.context is None) != (train.context is None):
             raise DataError(
-                f"{self.name}: either both these and the training data have labels, or neither; their losses mean "
-                "different things"
+                f"{self.name}: either both these and the training data have labels, or neither; their losses "
+                "mean different things"
             )
         if self.values != train.values:
             raise DataError(

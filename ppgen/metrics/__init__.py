@@ -1,6 +1,7 @@
 """Metrics on estimates, samples and features; each says what kind of number it is.
 
-Likelihood: :func:`nll`, :func:`bits_per_dim`, :func:`log_likelihoods`. Samples:
+Likelihood: :func:`nll`, :func:`bits_per_dim`, :func:`log_likelihoods`; of sequences,
+:func:`nats_per_step` and :func:`perplexity`. Samples:
 :func:`frechet_distance` (FID), :func:`kernel_distance` (KID), :func:`precision_recall`
 (with density and coverage), on any feature function, such as :func:`classifier_features`.
 Graphs: distances :func:`shd`, :func:`cpdag_shd`, :func:`sid` and :func:`expected_shd`; probabilities of edges
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ppgen.metrics.kernel import kernel_distance
     from ppgen.metrics.likelihood import bits_per_dim, log_likelihoods, nll
     from ppgen.metrics.neighbours import PrecisionRecall, precision_recall
+    from ppgen.metrics.rates import nats_per_step, perplexity
 
 # Name -> the module that defines it. No function has the name of its module: importing a
 # submodule binds it on the package and would hide the function.
@@ -48,7 +50,9 @@ _HOMES = {
     "gaussian_frechet_distance": "frechet",
     "kernel_distance": "kernel",
     "log_likelihoods": "likelihood",
+    "nats_per_step": "rates",
     "nll": "likelihood",
+    "perplexity": "rates",
     "precision_recall": "neighbours",
     "shd": "graphs.hamming",
     "sid": "graphs.intervention_distance",
@@ -71,7 +75,9 @@ __all__ = [
     "gaussian_frechet_distance",
     "kernel_distance",
     "log_likelihoods",
+    "nats_per_step",
     "nll",
+    "perplexity",
     "precision_recall",
     "shd",
     "sid",

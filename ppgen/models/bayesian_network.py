@@ -46,6 +46,7 @@ from ppgen.inference.structure.mechanism_cells import disturbed_cells, graphs_an
 from ppgen.inference.structure.network import DiscreteNetwork
 from ppgen.inference.structure.table import Table
 from ppgen.models.conditioning import observed_part
+from ppgen.models.counterfactuals import Assumption, NoisyFunction, abduct, indexed
 from ppgen.models.family import Family
 from ppgen.models.latent import Method, check_method
 from ppgen.models.network import Network
@@ -227,21 +228,56 @@ class BayesianNetwork(Network):
         """
         known = ~x.isnan() if mask is None else mask
         filled, known = observed_part(self, x, known, num)
-        given = torch.where(known, filled, math.nan)
-        rows = self.rows()
-        values, is_set, _ = rows.apply_held(rows.encode(given), None)
-        log_joint = rows.log_prob(given) + self._log_weights()
-        impossible = log_joint.logsumexp(-1).isneginf()
-        if bool(impossible.any()):
-            row = int(impossible.nonzero()[0, 0])
-            raise DataError(
-                f"x: row {row} has probability 0 ({self._describe(values[row])}), nothing "
-                "can be drawn given it"
-            )
         with forked_rng(seed, self.device):
-            graphs = dist.Categorical(logits=log_joint).sample(torch.Size([num]))
-            drawn = rows.decode(rows.network.draw_unknown(values, is_set, graphs))
-        return torch.where(known, filled, drawn.to(filled.dtype))
+            drawn, _ = self._draw_rows(torch.where(known, filled, math.nan), num)
+        return torch.where(known, filled, self.rows().decode(drawn).to(filled.dtype))
+
+    @torch.no_grad()
+    def counterfactual(
+        self,
+        evidence: Any,
+        do: Mapping[str, Any],
+        *,
+        num: int = 1,
+        assumption: Assumption | None = None,
+        functions: Mapping[str, NoisyFunction] | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """What rows would have been, had variables been set; see :mod:`ppgen.models.counterfactuals`.
+
+        Draws of a row are all the same where nothing is left open: one graph, no gaps, continuous variables.
+
+        Args:
+            evidence: what happened: rows ``(N, *event_shape)`` or a DataFrame, NaN where unknown, or one row
+                as a mapping of what is known by name.
+            do: what would have been set, by name.
+            num: draws a row.
+            assumption: how variables with levels answer: ``"monotone"`` or ``"gumbel-max"``.
+            functions: structural equations of variables with levels, by name.
+            seed: for draws that repeat; with one seed, different ``do`` meet the same noise.
+
+        Returns:
+            Shape ``(num, N, *event_shape)``; for a frame or mapping a DataFrame, indexed by draw and row for
+            ``num`` above 1.
+
+        Raises:
+            ConfigError: unknown names or levels, nothing set, a variable with levels that follows from what
+                is set and of which neither its equation nor an assumption is given.
+            ShapeError, DataError: rows that are none, or impossible.
+        """
+        if not do:
+            raise ConfigError("do: expected one or more variables with their values, got none")
+        frame = not isinstance(evidence, Tensor)
+        x = self._from_codes(self.labels.codes_of(evidence).to(self.device)) if frame else evidence
+        filled, known = observed_part(self, x, ~x.isnan(), num)
+        rows, held = self.rows(), self.do(do).rows().held
+        with forked_rng(seed, self.device):
+            drawn, graphs = self._draw_rows(torch.where(known, filled, math.nan), num)
+            behind = abduct(rows, drawn.flatten(0, 1), graphs.flatten(), self.labels, assumption, functions)
+        found = behind.predict(held, self.labels).reshape(drawn.shape)
+        same = (found == drawn).reshape(num, *x.shape) & known
+        answer = torch.where(same, filled, rows.decode(found).to(filled.dtype))
+        return indexed(self.to_frame(answer.flatten(0, 1)), num, evidence) if frame else answer
 
     def query(
         self,
@@ -487,6 +523,21 @@ class BayesianNetwork(Network):
         return made
 
     # -- private -----------------------------------------------------------------------------
+
+    def _draw_rows(self, given: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """Complete rows, float64 ``(num, N, n)`` in the network's units, and their graphs ``(num, N)``."""
+        rows = self.rows()
+        values, is_set, _ = rows.apply_held(rows.encode(given), None)
+        log_joint = rows.log_prob(given) + self._log_weights()
+        impossible = log_joint.logsumexp(-1).isneginf()
+        if bool(impossible.any()):
+            row = int(impossible.nonzero()[0, 0])
+            raise DataError(
+                f"x: row {row} has probability 0 ({self._describe(values[row])}), nothing "
+                "can be drawn given it"
+            )
+        graphs = dist.Categorical(logits=log_joint).sample(torch.Size([num]))
+        return rows.network.draw_unknown(values, is_set, graphs), graphs
 
     @classmethod
     def _fitted(cls, graph: Any, table: Table, clamped: Tensor, strength: float) -> Self:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets.values import REAL
 from ppgen.distributions.flow import FlowDistribution, FlowTransform
-from ppgen.distributions.flow_layers import Gaussianise, Standardise
+from ppgen.distributions.flow_margins import Gaussianise, Standardise
 from ppgen.errors import ConfigError, ShapeError
 from ppgen.nn.context import context_features
 
@@ -126,3 +126,27 @@ def check_options(num_layers: int, hidden: Sequence[int], dropout: float, activa
     if activation not in _ACTIVATIONS:
         raise ConfigError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
     return _ACTIVATIONS[activation]
+
+
+def coupling_permutation(num_dims: int, layer: int) -> Tensor:
+    """Where a coupling finds its coordinates: halves swapped in odd layers, shuffled anew in even ones.
+
+    So layers come in pairs, of which the second changes the half that the first has kept.
+
+    Raises:
+        ConfigError: a single coordinate, which leaves nothing to split.
+    """
+    if num_dims < 2:
+        raise ConfigError(
+            f"event_shape: a coupling needs two coordinates or more, got {num_dims}; "
+            "use MAF, or another autoregressive flow"
+        )
+    if layer % 2:
+        return torch.arange(num_dims).roll(-(num_dims // 2))
+    return torch.randperm(num_dims, generator=torch.Generator().manual_seed(layer))
+
+
+def autoregressive_order(num_dims: int, layer: int) -> Tensor:
+    """The order of an autoregressive layer: odd ones reverse it, so that none is always the last."""
+    order = torch.arange(num_dims)
+    return order.flip(0) if layer % 2 else order

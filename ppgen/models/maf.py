@@ -33,9 +33,10 @@ from typing import Literal
 import torch
 
 from ppgen.contract import Kind
-from ppgen.distributions.flow_layers import MaskedAffine
+from ppgen.distributions.elementwise import Affine
+from ppgen.distributions.flow_layers import MaskedAutoregressive
 from ppgen.models.family import Family
-from ppgen.models.flow import Flow, check_options
+from ppgen.models.flow import Flow, autoregressive_order, check_options
 
 
 class MAF(Flow):
@@ -65,12 +66,13 @@ class MAF(Flow):
     ) -> None:
         super().__init__(event_shape, num_bins=num_bins, context_dim=context_dim)
         nonlinearity = check_options(num_layers, hidden, dropout, activation)
-        order = torch.arange(self.event_shape.numel())
+        num_dims = self.event_shape.numel()
         self.transforms.extend(
-            MaskedAffine(
-                len(order),
+            MaskedAutoregressive(
+                num_dims,
                 hidden,
-                order=order.flip(0) if k % 2 else order,
+                Affine(),
+                order=autoregressive_order(num_dims, k),
                 context_dim=context_dim,
                 activation=nonlinearity,
                 dropout=dropout,

@@ -35,6 +35,7 @@ Hinton 2010 (*A practical guide*, starting weights and biases); Salakhutdinov & 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pyro
@@ -50,7 +51,8 @@ from ppgen.inference.objectives.contrastive_divergence import ContrastiveDiverge
 from ppgen.inference.partition import PartitionEstimate, harmonium_log_partition
 from ppgen.models.conditioning import observed_part
 from ppgen.models.family import Family
-from ppgen.models.latent import Method, check_method
+from ppgen.models.latent import Method
+from ppgen.models.normaliser import LogPartitionMemory, energy_log_likelihood
 from ppgen.ops.binary import sample_bernoulli
 from ppgen.ops.random import forked_rng
 
@@ -111,8 +113,7 @@ class RBM(GenerativeModel):
         self.log_scale = nn.Parameter(torch.zeros(num_visible)) if visible == "gaussian" else None
         self.register_buffer("start_mean", torch.full((num_visible,), 0.5 if visible == "binary" else 0.0))
         self.density = Kind.EXACT if self.harmonium().enumerable else Kind.UNNORMALISED
-        self._known_log_partition: tuple[list[Tensor], Tensor] | None = None
-        self._known_annealed: tuple[list[Tensor], dict[str, Any], PartitionEstimate] | None = None
+        self._known = LogPartitionMemory()
 
     def model(
         self, x: Tensor | None = None, context: Tensor | None = None, *, num: int | None = None
@@ -191,20 +192,7 @@ class RBM(GenerativeModel):
         """
         self.check_event(x)
         self.check_context(context)
-        value = -self.energy(x)
-        if method not in (None, "exact"):
-            check_method(method)
-        if method is None and self.density is not Kind.EXACT:
-            if options:
-                raise ConfigError(f"{next(iter(options))}: an argument of method='ais'; give that as well")
-            return Estimate.of(value, Kind.UNNORMALISED)
-        seeded = {"seed": 0, **options} if method == "ais" else options
-        log_z = self.log_partition(method="ais" if method == "ais" else "exact", **seeded)
-        if log_z.kind is Kind.EXACT:
-            return Estimate.of(value - log_z.value, Kind.EXACT)
-        error = log_z.std_error.to(value)
-        value = value - log_z.value.to(value)
-        return Estimate(value, Kind.UPPER_BOUND, error.expand_as(value).clone(), error)
+        return energy_log_likelihood(self.energy(x), self.density, self.log_partition, method, options)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Probabilities that the hidden units are on, given x; shape ``(N, H)``."""
@@ -263,16 +251,8 @@ class RBM(GenerativeModel):
         if options:
             raise ConfigError(f"{next(iter(options))}: an argument of method='ais'; enumeration has none")
         machine = self.harmonium()
-        parameters = _tensors(machine)
-        if torch.is_grad_enabled() or machine.weight.is_meta:
-            return Estimate.of(machine.log_partition(), Kind.EXACT)
-        # Evaluation in batches asks again and again. The values themselves are compared, for
-        # tensors can change without a trace in their version counters.
-        known = self._known_log_partition
-        if known is None or not all(map(_same, known[0], parameters)):
-            known = [p.detach().clone() for p in parameters], machine.log_partition()
-            self._known_log_partition = known
-        return Estimate.of(known[1].clone(), Kind.EXACT)
+        found = self._known.exact(_tensors(machine), machine.log_partition)
+        return Estimate.of(found, Kind.EXACT)
 
     @torch.no_grad()
     def condition(
@@ -359,23 +339,15 @@ class RBM(GenerativeModel):
 
     def _annealed_log_partition(self, options: dict[str, Any]) -> PartitionEstimate:
         machine = self.harmonium()
-        parameters = [*_tensors(machine), self.start_mean]
         # Of a machine that saw no data, start_mean is a placeholder.
         chosen = {
             "num_gibbs_steps": self.num_gibbs_steps,
             "search_start": not bool(self.initialised) and "start_mean" not in options,
-            "start_mean": self.start_mean,
             **options,
         }
-        known = self._known_annealed
-        plain = {name: value for name, value in chosen.items() if not isinstance(value, Tensor)}
-        keep = chosen.get("seed") is not None and len(plain) == len(chosen)
-        if keep and known is not None and known[1] == plain and all(map(_same, known[0], parameters)):
-            return known[2]
-        found = harmonium_log_partition(machine, **chosen)
-        if keep and not found.interrupted:
-            self._known_annealed = [p.detach().clone() for p in parameters], plain, found
-        return found
+        tensors = [*_tensors(machine), self.start_mean]
+        find = partial(harmonium_log_partition, machine, start_mean=self.start_mean)
+        return self._known.annealed(tensors, chosen, find)
 
     def _marginal(self, machine: Harmonium, num_steps: int | None = None) -> BoltzmannMarginal:
         if num_steps is None and not machine.enumerable:
@@ -393,10 +365,6 @@ class RBM(GenerativeModel):
 def _tensors(machine: Harmonium) -> list[Tensor]:
     tensors = [machine.weight, machine.visible_bias, machine.hidden_bias]
     return tensors if machine.scale is None else [*tensors, machine.scale]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _build(event_shape: torch.Size, values: Values, num_data: int) -> RBM:

@@ -28,13 +28,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ppgen.contract import Kind
-from ppgen.distributions.flow_layers import AffineCoupling
-from ppgen.errors import ConfigError
+from ppgen.distributions.elementwise import Affine
+from ppgen.distributions.flow_layers import Coupling
 from ppgen.models.family import Family
-from ppgen.models.flow import Flow, check_options
+from ppgen.models.flow import Flow, check_options, coupling_permutation
 
 
 class RealNVP(Flow):
@@ -65,28 +64,18 @@ class RealNVP(Flow):
         super().__init__(event_shape, num_bins=num_bins, context_dim=context_dim)
         nonlinearity = check_options(num_layers, hidden, dropout, activation)
         num_dims = self.event_shape.numel()
-        if num_dims < 2:
-            raise ConfigError(
-                f"event_shape: a coupling needs two coordinates or more, got {tuple(event_shape)}; use MAF"
-            )
         self.transforms.extend(
-            AffineCoupling(
+            Coupling(
                 num_dims,
                 hidden,
-                permutation=_permutation(num_dims, k),
+                Affine(),
+                permutation=coupling_permutation(num_dims, k),
                 context_dim=context_dim,
                 activation=nonlinearity,
                 dropout=dropout,
             )
             for k in range(num_layers)
         )
-
-
-def _permutation(num_dims: int, layer: int) -> Tensor:
-    """Where a layer finds its coordinates: halves swapped in odd layers, shuffled anew in even ones."""
-    if layer % 2:
-        return torch.arange(num_dims).roll(-(num_dims // 2))
-    return torch.randperm(num_dims, generator=torch.Generator().manual_seed(layer))
 
 
 FAMILY = Family(

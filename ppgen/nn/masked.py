@@ -154,6 +154,58 @@ class AutoregressiveMLP(nn.Module):
                     units[level][begin:end] = self.activation(block)
                 known, size, done[level] = units[level], end, end
             x[p] = step(columns[p], torch.addmm(bias_out[p], weight_out[p, :, :size], known[:size]))
-        filled = torch.empty_like(x)
-        filled[self.order] = x
-        return filled.T.reshape(start.shape)
+        return self._unsorted(x, start)
+
+    @torch.no_grad()
+    def unroll_gradient(self, x: Tensor, gradient: Tensor, slopes: Tensor, context: Tensor | None) -> Tensor:
+        r"""Gradients in what an unrolled pass added last, from gradients in its result.
+
+        With :math:`x_i = g_i(f_i(x_{j : j \text{ before } i}))` and
+        :math:`J_{ij} = \partial x_i / \partial x_j` this solves :math:`\lambda = \gamma + J^T \lambda`, from
+        the last input to the first. Each unit's gradient is computed once: the arithmetic of one
+        backward pass, in D small steps.
+
+        Args:
+            x: the result of :meth:`unroll`, shape ``(..., D)``.
+            gradient: :math:`\gamma`, same shape.
+            slopes: derivative of each x in its own outputs, shape ``(num_outputs, ..., D)``.
+            context: as in :meth:`forward`.
+
+        Returns:
+            :math:`\lambda`, shape ``(..., D)``.
+        """
+        *inner, last = cast(list[MaskedLinear], list(self.layers))
+        h = with_context(x, context, self.context_dim).reshape(-1, self.num_dims + self.context_dim)
+        gains = []
+        for layer in inner:
+            before = layer(h).requires_grad_()
+            with torch.enable_grad():
+                h = self.activation(before)
+                gains.append(torch.autograd.grad(h.sum(), before)[0].T.contiguous())
+            h = h.detach()
+        # Batch last, inputs in their order; weights from a unit to what sees it.
+        total = gradient.reshape(-1, self.num_dims).T[self.order].contiguous()
+        slopes = slopes.reshape(self.num_outputs, -1, self.num_dims).permute(2, 0, 1)[self.order]
+        weight_in = inner[0].masked_weight()[:, : self.num_dims][:, self.order].T
+        weights = [layer.masked_weight().T for layer in inner[1:]]
+        weight_out = last.masked_weight().unflatten(0, (self.num_outputs, -1))[:, self.order]
+        weights.append(weight_out.transpose(0, 1).flatten(0, 1).T)
+        units = [torch.empty_like(gain) for gain in gains]
+        outputs = torch.empty_like(slopes)  # gradients in the outputs, (D, num_outputs, N)
+        for p in reversed(range(self.num_dims)):
+            above, size = outputs.flatten(0, 1), (p + 1) * self.num_outputs
+            for level in reversed(range(len(units))):
+                begin, end = self.ends[level][p], self.ends[level][p + 1]
+                if end > begin:
+                    block = weights[level][begin:end, size:] @ above[size:]
+                    units[level][begin:end] = gains[level][begin:end] * block
+                above, size = units[level], begin
+            total[p].addmv_(above[size:].T, weight_in[p, size:])
+            outputs[p] = slopes[p] * total[p]
+        return self._unsorted(total, gradient)
+
+    def _unsorted(self, columns: Tensor, like: Tensor) -> Tensor:
+        """Columns ``(D, N)`` in the order of the inputs as rows of the shape of ``like``."""
+        rows = torch.empty_like(columns)
+        rows[self.order] = columns
+        return rows.T.reshape(like.shape)

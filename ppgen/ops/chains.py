@@ -11,8 +11,8 @@ A hidden Markov model has :math:`u_t(k) = \log p(x_t | k)`, plus :math:`\log \pi
 
 On the CPU, with one matrix of transitions, the recursions are scaled ones (Rabiner 1989) in compiled code;
 sequences that they lose to underflow, and everything without a compiler or with transitions that change, are
-worked out in logarithms. On CUDA, or for long sequences there, a scan over time halves the number of factors
-in each round (Särkkä & García-Fernández 2021). All are in nats.
+worked out in logarithms. On CUDA, and where ``vmap`` or a tracer looks on, a scan over time halves the number
+of factors in each round (Särkkä & García-Fernández 2021). All are in nats.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ppgen.errors import CompilationError, DataError, ShapeError
 from ppgen.ops.compiled import build
@@ -58,10 +61,14 @@ def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None
         DataError: a length outside 1..T.
     """
     lengths = _checked(unary, pairwise, lengths)
-    if _compiled(unary, pairwise) is not None:
+    if unary.dtype != pairwise.dtype:
+        dtype = torch.promote_types(unary.dtype, pairwise.dtype)
+        unary, pairwise = unary.to(dtype), pairwise.to(dtype)
+    transformed = _is_transformed()
+    if not transformed and _compiled(unary, pairwise) is not None:
         log_z: Tensor = _LogPartition.apply(unary, pairwise, lengths)
         return log_z
-    if unary.is_cuda and pairwise.ndim == 2:
+    if (unary.is_cuda or transformed) and pairwise.ndim == 2:
         return _scan(unary, pairwise, lengths)
     return _log_forward(unary, pairwise, lengths)[0]
 
@@ -85,6 +92,18 @@ def expectations(
     return Expectations(log_z.detach(), nodes, edges)
 
 
+def forward_sum(obs: Tensor, transitions: Tensor, lengths: Tensor) -> Tensor | None:
+    """As :func:`log_partition`, from potentials themselves, like :func:`forward_backward`; no gradient.
+
+    Returns ``None`` where compiled code does not apply, or where it underflows.
+    """
+    native = _compiled(obs, transitions)
+    if native is None:
+        return None
+    log_z = native.forward(obs, transitions, lengths, keep=False)[0]
+    return log_z.to(obs) if bool(torch.isfinite(log_z).all()) else None
+
+
 def forward_backward(
     obs: Tensor, transitions: Tensor, lengths: Tensor, weights: Tensor | None = None
 ) -> Expectations | None:
@@ -101,6 +120,17 @@ def forward_backward(
         return None
     nodes, edges = native.backward(obs, padded, lengths, alpha, scale, weights)
     return Expectations(log_z.to(obs), nodes, edges * transitions)
+
+
+def filtered(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Marginals of the state given the potentials so far, shape (B, T, K); 0 beyond a sequence's end.
+
+    In a hidden Markov model, p(z_t = k | x_1, ..., x_t); NaN from where on nothing is possible.
+    """
+    lengths = _checked(unary, pairwise, lengths)
+    messages = torch.stack(_log_forward(unary, pairwise, lengths)[1], 1)
+    live = torch.arange(unary.shape[1], device=unary.device) < lengths[:, None]
+    return messages.softmax(-1).masked_fill(~live[..., None], 0.0)
 
 
 def viterbi(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -190,7 +220,8 @@ def _logsumexp(x: Tensor, dim: int) -> Tensor:
 def _scan(unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
     """Log-partition by halving: neighbouring factors are multiplied until one matrix is left."""
     size, steps, num_states = unary.shape
-    identity = torch.full_like(pairwise, -torch.inf).fill_diagonal_(0.0)
+    diagonal = torch.eye(num_states, dtype=torch.bool, device=unary.device)
+    identity = torch.where(diagonal, 0.0, -torch.inf).to(pairwise)
     live = (torch.arange(1, steps, device=unary.device) < lengths[:, None])[:, :, None, None]
     factors = torch.where(live, pairwise + unary[:, 1:, None, :], identity)
     while factors.shape[1] > 1:
@@ -280,7 +311,19 @@ def _library(dtype: torch.dtype) -> _Native | None:
 
 def _compiled(x: Tensor, transitions: Tensor) -> _Native | None:
     fits = x.device.type == "cpu" and transitions.ndim == 2 and x.dtype in (torch.float32, torch.float64)
+    # Compiled code reads memory as it is told to: another type, or another device, would be garbage.
+    fits = fits and transitions.dtype == x.dtype and transitions.device == x.device
     return _library(x.dtype) if fits and len(x) else None
+
+
+def _is_transformed() -> bool:
+    """Whether ``vmap``, ``grad``, a tracer or a mode looks on: they see torch's operations alone."""
+    functorch: Any = torch._C._functorch
+    return (
+        functorch.peek_interpreter_stack() is not None
+        or _get_current_dispatch_mode() is not None
+        or any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    )
 
 
 class _LogPartition(torch.autograd.Function):
@@ -339,7 +382,7 @@ def _checked(unary: Tensor, pairwise: Tensor, lengths: Tensor | None) -> Tensor:
         raise ShapeError(
             f"lengths: expected one number a sequence, shape ({size},), got {tuple(lengths.shape)}"
         )
-    if size and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
+    if size and not _is_transformed() and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
         raise DataError(
             f"lengths: expected numbers of steps from 1 to {steps}, got a range of {int(lengths.min())}.."
             f"{int(lengths.max())}"

@@ -56,8 +56,8 @@ def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def _interventions(options: argparse.Namespace) -> Any:
     column, kind = options.interventions, options.intervention_kind
-    for name, belongs in (("push", "soft"), ("max_agents", "uncertain")):
-        if getattr(options, name) is not None and kind != belongs:
+    for name, belongs in (("push", "soft"), ("push_to", "soft"), ("max_agents", "uncertain")):
+        if getattr(options, name) not in (None, []) and kind != belongs:
             raise ConfigError(
                 f"--{name.replace('_', '-')}: is for --intervention-kind {belongs}, got {kind!r}"
             )
@@ -70,10 +70,21 @@ def _interventions(options: argparse.Namespace) -> Any:
     if kind == "soft":
         if options.push is None:
             raise ConfigError("--push: soft interventions need the pseudo-counts of the push; add --push 10")
-        return Soft(column, push=options.push)
+        return Soft(column, push=options.push, levels=_pushed_to(options.push_to))
     if kind == "uncertain":
         return Uncertain(column, max_agents=1 if options.max_agents is None else options.max_agents)
     return (Perfect if kind == "perfect" else Imperfect)(column)
+
+
+def _pushed_to(texts: Sequence[str]) -> dict[str, Any]:
+    """``["A=high"]`` as levels by name."""
+    levels = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise ConfigError(f"--push-to: expected COLUMN=LEVEL, such as PKA=high, got {text!r}")
+        levels[name.strip()] = _value(value)
+    return levels
 
 
 def _score(name: str | None, options: dict[str, Any]) -> Any:

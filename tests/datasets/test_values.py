@@ -111,11 +111,12 @@ def test_names_and_equality() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "levels"), [("grid", None), ("grid", 1), ("real", 4), ("binary", 3), ("count", 9)]
+    ("kind", "levels"),
+    [("grid", None), ("grid", 1), ("real", 4), ("binary", 3), ("count", 9), ("ordinal", 3)],
 )
 def test_values_that_make_no_sense(kind: Any, levels: int | None) -> None:
     """The message names the argument."""
-    with pytest.raises(ConfigError, match="kind" if kind == "count" else "levels"):
+    with pytest.raises(ConfigError, match="kind" if kind == "ordinal" else "levels"):
         Values(kind, levels)
 
 
@@ -150,3 +151,39 @@ def test_bridge() -> None:
         bridge(grid(17), BINARY)
     with pytest.raises(DataError, match="declare the data on that grid"):
         bridge(REAL, grid(17))
+
+
+def test_counts() -> None:
+    counts = Values("count")
+    x = torch.tensor([[0.0, 3.0], [70.0, 1.0]])
+    counts.check(x)
+    assert counts.discrete
+    assert counts.points(2) is None
+    y = counts.dequantise(x, torch.Generator().manual_seed(0))
+    assert torch.equal(counts.quantise(y), x)
+    assert counts.log_cell_volume(2) == 0
+    for bad in (x - 1, x + 0.5):
+        with pytest.raises(DataError, match="expected counts 0, 1, 2"):
+            counts.check(bad)
+
+
+def test_missing_values() -> None:
+    nan = float("nan")
+    for values, x in (
+        (Values("real", missing=True), [[0.3, nan]]),
+        (Values("binary", missing=True), [[1.0, nan]]),
+        (Values("grid", 5, missing=True), [[0.25, nan]]),
+        (Values("count", missing=True), [[7.0, nan]]),
+        (Values("table", cardinalities=(3, 0), missing=True), [[2.0, nan]]),
+    ):
+        values.check(torch.tensor(x))
+        assert "missing" in str(values)
+        with pytest.raises(DataError, match="infinite"):
+            values.check(torch.tensor(x) / 0)
+    assert BINARY.within(Values("binary", missing=True))
+    assert not Values("binary", missing=True).within(BINARY)
+    assert bridge(BINARY, Values("binary", missing=True))(torch.ones(2)).tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"missing values \(NaN\), which this model cannot sum out"):
+        bridge(Values("real", missing=True), REAL)
+    with pytest.raises(DataError, match="3"):
+        Values("table", cardinalities=(3, 0), missing=True).check(torch.tensor([[3.0, nan]]))

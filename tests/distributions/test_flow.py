@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -13,14 +14,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppgen.distributions.elementwise import Affine, Elementwise, Spline
 from ppgen.distributions.flow import FlowDistribution, FlowTransform
-from ppgen.distributions.flow_layers import AffineCoupling, Gaussianise, MaskedAffine, Standardise
+from ppgen.distributions.flow_layers import Coupling, Inverted, MaskedAutoregressive
+from ppgen.distributions.flow_margins import Gaussianise, Standardise
 from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.nn.masked import MaskedLinear
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_same_distribution
 
 DIMS = 5
+AFFINE = Affine()
 
 
 def perturbed(make: Callable[[], FlowTransform], seed: int = 0) -> FlowTransform:
@@ -32,20 +36,37 @@ def perturbed(make: Callable[[], FlowTransform], seed: int = 0) -> FlowTransform
     return layer
 
 
-def masked(context_dim: int = 0, dims: int = DIMS, dropout: float = 0.0) -> FlowTransform:
+SPLINE = Spline(num_bins=5, bound=0.8)  # ends inside the data
+
+
+def masked(
+    context_dim: int = 0, dims: int = DIMS, dropout: float = 0.0, elementwise: Elementwise = AFFINE
+) -> FlowTransform:
     order = torch.randperm(dims, generator=torch.Generator().manual_seed(1))
     return perturbed(
-        lambda: MaskedAffine(dims, (12, 9), order=order, context_dim=context_dim, dropout=dropout)
-    )
-
-
-def coupling(context_dim: int = 0, dims: int = DIMS, dropout: float = 0.0) -> FlowTransform:
-    permutation = torch.randperm(dims, generator=torch.Generator().manual_seed(2))
-    return perturbed(
-        lambda: AffineCoupling(
-            dims, (12, 9), permutation=permutation, context_dim=context_dim, dropout=dropout
+        lambda: MaskedAutoregressive(
+            dims, (12, 9), elementwise, order=order, context_dim=context_dim, dropout=dropout
         )
     )
+
+
+def coupling(
+    context_dim: int = 0, dims: int = DIMS, dropout: float = 0.0, elementwise: Elementwise = AFFINE
+) -> FlowTransform:
+    permutation = torch.randperm(dims, generator=torch.Generator().manual_seed(2))
+    return perturbed(
+        lambda: Coupling(
+            dims, (12, 9), elementwise, permutation=permutation, context_dim=context_dim, dropout=dropout
+        )
+    )
+
+
+masked_spline = functools.partial(masked, elementwise=SPLINE)
+coupling_spline = functools.partial(coupling, elementwise=SPLINE)
+
+
+def inverted(context_dim: int = 0) -> FlowTransform:
+    return Inverted(masked(context_dim))
 
 
 def standardise(context_dim: int = 0) -> FlowTransform:
@@ -66,8 +87,24 @@ def data(num: int = 6, dims: int = DIMS, seed: int = 3) -> Tensor:
 
 
 Make = Callable[..., FlowTransform]
-LAYERS = pytest.mark.parametrize("make", [masked, coupling, standardise, gaussianise])
-LEARNT = pytest.mark.parametrize("make", [masked, coupling])
+NAMED: dict[str, Make] = {
+    "masked": masked,
+    "coupling": coupling,
+    "masked_spline": masked_spline,
+    "coupling_spline": coupling_spline,
+    "inverted": inverted,
+    "standardise": standardise,
+    "gaussianise": gaussianise,
+}
+
+
+def layers(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("make", [NAMED[name] for name in names], ids=names)
+
+
+LAYERS = layers(*NAMED)
+LEARNT = layers("masked", "coupling", "masked_spline", "coupling_spline", "inverted")
+DROPPING = layers("masked", "coupling", "masked_spline", "coupling_spline")
 
 
 # -- layers ------------------------------------------------------------------------------
@@ -99,7 +136,7 @@ def test_log_determinant_is_that_of_the_jacobian(make: Make, context_dim: int) -
 @pytest.mark.parametrize("dims", [1, 2, 5])
 def test_outputs_of_the_masked_network_see_only_what_comes_before(dims: int) -> None:
     layer = masked(dims=dims)
-    assert isinstance(layer, MaskedAffine)
+    assert isinstance(layer, MaskedAutoregressive)
     jacobian = torch.autograd.functional.jacobian(layer.network, data(1, dims)[0]).unflatten(0, (2, dims))
     order = layer.network.order
     sorted_ = jacobian[:, order][:, :, order]
@@ -109,7 +146,7 @@ def test_outputs_of_the_masked_network_see_only_what_comes_before(dims: int) -> 
 
 def test_weights_under_the_mask_have_no_effect() -> None:
     layer, x = masked(), data()
-    assert isinstance(layer, MaskedAffine)
+    assert isinstance(layer, MaskedAutoregressive)
     before = layer.pull(x)[0]
     with torch.no_grad():
         for linear in layer.network.layers:
@@ -119,20 +156,80 @@ def test_weights_under_the_mask_have_no_effect() -> None:
 
 
 @pytest.mark.parametrize("context_dim", [0, 3])
-def test_one_draw_agrees_with_the_textbook_passes_in_value_and_gradient(context_dim: int) -> None:
-    layer, z = masked(context_dim), data().requires_grad_()
-    assert isinstance(layer, MaskedAffine)
+@pytest.mark.parametrize("hidden", [(12, 9), (7,), (6, 11, 8)], ids=len)
+@pytest.mark.parametrize("elementwise", [AFFINE, SPLINE], ids=["affine", "spline"])
+def test_one_draw_agrees_with_the_textbook_passes_in_value_and_gradient(
+    elementwise: Elementwise, hidden: tuple[int, ...], context_dim: int
+) -> None:
+    order, z = torch.tensor([2, 0, 4, 1, 3]), data().requires_grad_()
+    layer = perturbed(
+        lambda: MaskedAutoregressive(DIMS, hidden, elementwise, order=order, context_dim=context_dim)
+    )
+    assert isinstance(layer, MaskedAutoregressive)
     context = torch.eye(6, 3, dtype=torch.float64) if context_dim else None
     x = z
     for _ in range(DIMS):  # after pass p, the first p coordinates are right
-        shift, raw = layer.network(x, context).chunk(2, dim=-1)
-        x = shift + z * (3.0 * raw.tanh()).exp()
+        outputs = layer.network(x, context).unflatten(-1, (elementwise.num_parameters, DIMS))
+        x = elementwise.push(z, outputs.movedim(-2, 0))
     weights = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)
     inputs = [z, *layer.parameters()]
     expected = torch.autograd.grad((x * weights).sum(), inputs)
     drawn = layer.push(z, context)
     torch.testing.assert_close(drawn, x)
     torch.testing.assert_close(torch.autograd.grad((drawn * weights).sum(), inputs), expected)
+
+
+@pytest.mark.parametrize("shape", [(DIMS,), (0, DIMS), (2, 3, DIMS)], ids=str)
+def test_gradients_of_draws_of_any_batch_shape(shape: tuple[int, ...]) -> None:
+    layer, z = masked(), data(6).flatten()[: torch.Size(shape).numel()].view(shape).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer.push(z).square().sum(), z)
+    rows = z.detach().reshape(-1, DIMS).requires_grad_()
+    (expected,) = torch.autograd.grad(layer.push(rows).square().sum(), rows)
+    torch.testing.assert_close(gradient, expected.view(shape))
+
+
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_maximum_likelihood_of_an_inverted_layer_has_the_right_gradient(context_dim: int) -> None:
+    layer, x = inverted(context_dim), data()
+    context = torch.eye(6, 3, dtype=torch.float64) if context_dim else None
+    weights = list(layer.parameters())
+    noise, log_det = layer.pull(x, context)
+    score = torch.autograd.grad((log_det - noise.square().sum(-1)).sum(), weights)
+    step = 1e-6
+    for weight, slope in zip(weights, score, strict=True):
+        ends = []  # of a small step along all ones
+        with torch.no_grad():
+            for sign in (1, -2):
+                weight.add_(sign * step)
+                noise, log_det = layer.pull(x, context)
+                ends.append((log_det - noise.square().sum(-1)).sum())
+            weight.add_(step)
+        rise = (ends[0] - ends[1]) / (2 * step)
+        torch.testing.assert_close(slope.sum(), rise, rtol=1e-6, atol=1e-6)
+
+
+def test_an_inverted_layer_knows_its_log_determinant_from_the_noise() -> None:
+    layer, z = inverted(), data()
+    x, log_det = layer.push_with_log_det(z)
+    torch.testing.assert_close(x, layer.push(z))
+    torch.testing.assert_close(log_det, -layer.pull(x)[1])
+    torch.testing.assert_close(layer.log_abs_det_jacobian(z, x), log_det)
+
+
+@layers("masked_spline", "coupling_spline")
+def test_spline_layers_are_the_identity_far_out(make: Make) -> None:
+    layer, x = make(), 40 + data()
+    z, log_det = layer.pull(x)
+    assert bool((log_det == 0).all())
+    back = layer.push(z)
+    torch.testing.assert_close(back, x, rtol=0, atol=0)
+    torch.testing.assert_close(z.sort(-1).values, x.sort(-1).values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"num_bins": 1}, {"num_bins": 501}, {"bound": 0.0}], ids=str)
+def test_splines_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Spline(**{"num_bins": 8, "bound": 5.0, **options})
 
 
 def test_second_derivatives_of_a_draw_are_refused_rather_than_wrong() -> None:
@@ -142,7 +239,7 @@ def test_second_derivatives_of_a_draw_are_refused_rather_than_wrong() -> None:
         first.sum().backward()
 
 
-@LEARNT
+@DROPPING
 def test_dropout_thins_densities_in_training_mode_alone(make: Make) -> None:
     layer, x = make(dropout=0.5), data()
     with forked_rng(0):
@@ -153,13 +250,13 @@ def test_dropout_thins_densities_in_training_mode_alone(make: Make) -> None:
 
 
 def test_a_coupling_of_one_coordinate_is_refused() -> None:
-    with pytest.raises(ConfigError, match="use MAF"):
-        AffineCoupling(1, (4,), permutation=torch.arange(1))
+    with pytest.raises(ConfigError, match="autoregressive"):
+        Coupling(1, (4,), Affine(), permutation=torch.arange(1))
 
 
 def test_a_network_without_hidden_units_is_refused() -> None:
     with pytest.raises(ConfigError, match="hidden"):
-        MaskedAffine(2, (), order=torch.arange(2))
+        MaskedAutoregressive(2, (), Affine(), order=torch.arange(2))
 
 
 def test_standardise_keeps_constant_columns() -> None:
@@ -308,6 +405,19 @@ def test_sample_then_density_of_the_sample() -> None:
     torch.testing.assert_close(first, ours.log_prob(x.clone()))
     move(ours.transforms)
     assert not torch.allclose(first, ours.log_prob(x))
+
+
+@LEARNT
+@pytest.mark.parametrize("batched", [False, True])
+def test_draws_come_with_their_densities(make: Make, batched: bool) -> None:
+    context = torch.eye(3, dtype=torch.float64) if batched else None
+    parts = [standardise(), make(3 if batched else 0)]
+    ours = FlowDistribution(parts, torch.zeros(DIMS, dtype=torch.float64), (DIMS,), context=context)
+    with forked_rng(0):
+        x, log_density = ours.rsample_with_log_prob((4,))
+    with forked_rng(0):
+        torch.testing.assert_close(x, ours.rsample((4,)))
+    torch.testing.assert_close(log_density, ours.log_prob(x))
 
 
 def test_repeated_backward_on_one_tensor() -> None:

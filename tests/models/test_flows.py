@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -23,15 +25,36 @@ from ppgen.contract import (
 )
 from ppgen.datasets.values import REAL, grid
 from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
-from ppgen.models import maf, real_nvp
+from ppgen.models import iaf, maf, neural_spline_flow, real_nvp
 from ppgen.models.flow import Flow
+from ppgen.models.iaf import IAF
 from ppgen.models.maf import MAF
+from ppgen.models.neural_spline_flow import NeuralSplineFlow
 from ppgen.models.real_nvp import RealNVP
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_same_distribution
 
-Class = type[MAF] | type[RealNVP]
-FAMILIES = pytest.mark.parametrize("family", [MAF, RealNVP])
+Class = Callable[..., Flow]
+spline_coupling = functools.partial(NeuralSplineFlow, layout="coupling", tail_bound=2.5)
+spline_autoregressive = functools.partial(NeuralSplineFlow, layout="autoregressive", tail_bound=2.5)
+NAMED: dict[str, Class] = {
+    "maf": MAF,
+    "real-nvp": RealNVP,
+    "iaf": IAF,
+    "spline-coupling": spline_coupling,
+    "spline-autoregressive": spline_autoregressive,
+}
+
+
+def families(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("family", [NAMED[name] for name in names], ids=names)
+
+
+FAMILIES = families(*NAMED)
+# Smooth densities, on which the trapezoidal rule converges exponentially.
+SMOOTH = families("maf", "real-nvp", "iaf")
+# Inverse autoregressive flows take no dropout.
+DROPPING = families("maf", "real-nvp", "spline-coupling", "spline-autoregressive")
 
 
 def make(family: Class, event_shape: tuple[int, ...] = (2,), *, spread: float = 0.3, **options: Any) -> Flow:
@@ -87,7 +110,7 @@ def no_log_det(layer: Any) -> None:
     layer.pull = lambda x, context=None: (pull(x, context)[0], torch.zeros_like(x[..., 0]))
 
 
-@FAMILIES
+@SMOOTH
 @pytest.mark.parametrize("context_dim", [0, 3])
 def test_density_integrates_to_one(family: Class, context_dim: int) -> None:
     flow = make(family, context_dim=context_dim, spread=0.1)
@@ -96,7 +119,7 @@ def test_density_integrates_to_one(family: Class, context_dim: int) -> None:
         assert_normalised(flow, context)
 
 
-@FAMILIES
+@SMOOTH
 def test_a_forgotten_log_determinant_is_caught_by_the_integral(family: Class) -> None:
     flow = make(family, spread=0.1)
     no_log_det(flow.layers[1])
@@ -104,7 +127,7 @@ def test_a_forgotten_log_determinant_is_caught_by_the_integral(family: Class) ->
         assert_normalised(flow)
 
 
-@FAMILIES
+@SMOOTH
 def test_density_on_the_unit_square_integrates_to_one(family: Class) -> None:
     flow = make(family, num_bins=3, spread=0.03)
     flow.initialise(uniform(500, 2) ** 2)
@@ -113,7 +136,7 @@ def test_density_on_the_unit_square_integrates_to_one(family: Class) -> None:
 
 def draws_by_density(flow: Flow, num: int, context: Tensor | None = None) -> Tensor:
     """Draws from the density alone, on a grid much finer than what the test can tell apart."""
-    points, mass = masses(flow, 600, context)
+    points, mass = masses(flow, 400, context)
     return points[torch.multinomial(mass, num, replacement=True)]
 
 
@@ -128,7 +151,7 @@ def test_draws_follow_the_density(family: Class, context_dim: int) -> None:
     assert_same_distribution(flow.sample(10_000, rows, seed=1), expected)
 
 
-@FAMILIES
+@families("maf", "spline-coupling")
 def test_draws_of_other_weights_are_caught(family: Class) -> None:
     flow, other = make(family, spread=0.1), make(family, spread=0.25)
     with forked_rng(0):
@@ -319,7 +342,7 @@ def test_initialise_standardises_and_gaussianises(family: Class) -> None:
     assert 0 <= draws.min().item() <= draws.max().item() <= 1
 
 
-@FAMILIES
+@DROPPING
 def test_dropout_leaves_evaluation_exact(family: Class) -> None:
     flow, x = make(family, dropout=0.5), uniform(4, 2)
     with forked_rng(0):
@@ -340,22 +363,25 @@ def test_gradient_reaches_every_parameter(family: Class) -> None:
         assert bool((parameter.grad != 0).any()), name
 
 
+@families("real-nvp", "spline-coupling")
 @pytest.mark.parametrize("num_dims", [2, 3, 5, 8])
-def test_every_coordinate_of_a_coupling_pair_is_changed(num_dims: int) -> None:
-    flow, x = make(RealNVP, (num_dims,), num_layers=2), uniform(1, num_dims)[0]
+def test_every_coordinate_of_a_coupling_pair_is_changed(family: Class, num_dims: int) -> None:
+    flow, x = make(family, (num_dims,), num_layers=2), uniform(1, num_dims)[0]
     jacobian = torch.autograd.functional.jacobian(lambda v: flow.encode(v[None])[0], x)
     # A coordinate that no layer changes would reach the noise with a slope of exactly one.
     assert not bool((jacobian == 1).any())
 
 
-def test_a_single_coordinate_needs_the_autoregressive_flow() -> None:
-    flow, x = make(MAF, (1,)), uniform(4, 1)
-    torch.testing.assert_close(flow.decode(flow.encode(x)), x)
-    with pytest.raises(ConfigError, match="use MAF"):
-        RealNVP((1,))
+def test_a_single_coordinate_needs_an_autoregressive_flow() -> None:
+    for family in ("maf", "iaf", "spline-autoregressive"):
+        flow, x = make(NAMED[family], (1,)), uniform(4, 1)
+        torch.testing.assert_close(flow.decode(flow.encode(x)), x)
+    for family in ("real-nvp", "spline-coupling"):
+        with pytest.raises(ConfigError, match="use MAF"):
+            NAMED[family]((1,))
 
 
-@FAMILIES
+@DROPPING
 @pytest.mark.parametrize(
     "options", [{"num_layers": 0}, {"dropout": 1.0}, {"hidden": (0,)}, {"activation": "x"}, {"num_bins": 1}]
 )
@@ -379,8 +405,10 @@ def test_wrong_shapes_are_named(family: Class) -> None:
 
 # -- families ----------------------------------------------------------------------------
 
+REGISTERED = [maf.FAMILY, real_nvp.FAMILY, iaf.FAMILY, neural_spline_flow.FAMILY]
 
-@pytest.mark.parametrize("family", [maf.FAMILY, real_nvp.FAMILY])
+
+@pytest.mark.parametrize("family", REGISTERED, ids=lambda family: family.name)
 def test_registration_builds_for_levels_and_for_reals(family: Any) -> None:
     with forked_rng(0):
         on_levels = family.build(torch.Size((1, 4, 4)), grid(17), 100)
@@ -394,7 +422,7 @@ def test_registration_builds_for_levels_and_for_reals(family: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [maf.FAMILY, real_nvp.FAMILY])
+@pytest.mark.parametrize("family", REGISTERED, ids=lambda family: family.name)
 def test_digits_beat_the_best_mixture_of_diagonal_normals(family: Any) -> None:
     from sklearn.datasets import load_digits
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.errors import DataError, ShapeError
 from ppgen.ops import chains
@@ -111,6 +112,40 @@ def test_linear_potentials_and_weights(way: str) -> None:
         return
     assert found is not None
     torch.testing.assert_close(vars(found), vars(expected))
+
+
+def test_mixed_types_are_promoted(way: str) -> None:
+    unary, pairwise = potentials()
+    found = chains.log_partition(unary, pairwise.float())
+    torch.testing.assert_close(found, chains.log_partition(unary, pairwise.float().double()))
+    assert chains.forward_backward(unary.exp(), pairwise.float().exp(), LENGTHS) is None
+
+
+def test_vmap_and_tracers_see_the_operations() -> None:
+    unary, pairwise = potentials()
+    stacked = torch.stack([pairwise, 2 * pairwise, -pairwise])
+    found = torch.func.vmap(lambda v: chains.log_partition(unary, v, LENGTHS))(stacked)
+    for row, v in zip(found, stacked, strict=True):
+        torch.testing.assert_close(row, chains.log_partition(unary, v, LENGTHS))
+    traced = make_fx(lambda v: chains.log_partition(unary, v, LENGTHS))(pairwise)
+    torch.testing.assert_close(traced(2 * pairwise), found[1])
+
+
+def test_filtering_and_the_forward_sum(way: str) -> None:
+    unary, pairwise = potentials()
+    filtered = chains.filtered(unary, pairwise, LENGTHS)
+    for row, length in enumerate(LENGTHS.tolist()):
+        for t in range(length):
+            paths, weight = all_paths(unary, pairwise, t + 1, row)
+            mass = torch.stack([weight.softmax(0)[paths[:, -1] == k].sum() for k in range(STATES)])
+            torch.testing.assert_close(filtered[row, t], mass)
+        assert not bool(filtered[row, length:].any())
+    quick = chains.forward_sum(unary.exp(), pairwise.exp(), LENGTHS)
+    if way == "torch":
+        assert quick is None
+    else:
+        assert quick is not None
+        torch.testing.assert_close(quick, chains.log_partition(unary, pairwise, LENGTHS))
 
 
 @pytest.mark.parametrize("num_states", [1, 8, 9, 24, 70])

@@ -16,6 +16,7 @@ import torch
 from ppgen.cli import main
 from ppgen.contract import Estimate, Kind
 from ppgen.errors import ConfigError, DataError
+from ppgen.inference import structure
 from ppgen.inference.pgmpy_adapter import example_network, read_bif, write_bif
 from ppgen.inference.structure.graph_samples import SampledSource
 from ppgen.inference.structure.problem import Learned, Problem
@@ -192,6 +193,19 @@ def test_the_command_takes_every_way_to_read_and_know(table: Path, tmp_path: Pat
     assert "equivalent_sample_size=2" in tree["environment"]["settings"]["score"]
 
 
+def test_soft_interventions_push_to_the_levels_told(tmp_path: Path) -> None:
+    path, out = tmp_path / "soft.csv", tmp_path / "out"
+    path.write_text("a,b,set\n" + "low,1,\nhigh,0,a\nhigh,1,a\nlow,0,b\nhigh,0,\n" * 8)
+    command = ["discover", str(path), "--out", str(out), "--device", "cpu", "--quiet"]
+    command += ["--interventions", "set", "--intervention-kind", "soft", "--push", "5"]
+    assert main([*command, "--push-to", "a=high"]) == 2  # b was set too
+    assert main([*command, "--push-to", "a=high", "--push-to", "b=0"]) == 0
+    found = json.loads((out / "graph.json").read_text())["edge_probabilities"]
+    kind = structure.Soft("set", push=5.0, levels={"a": "high", "b": 0})
+    expected = structure.learn(path, interventions=kind, progress=False).edge_probabilities
+    assert found[0][1] == pytest.approx(expected.loc["a", "b"], abs=1e-6)
+
+
 # -- how it ends ----------------------------------------------------------------------------
 
 
@@ -237,9 +251,14 @@ def test_an_interrupted_run_writes_what_there_is(
         (["--tiers", "Cancer//Xray"], "--tiers: expected groups"),
         (["--levels", "Cancer=True"], "--levels: expected 'COLUMN=a,b,c'"),
         (["--push", "3"], "--push: is for --intervention-kind soft"),
+        (["--push-to", "Xray=positive"], "--push-to: is for --intervention-kind soft"),
         (["--max-agents", "2"], "--max-agents: is for --intervention-kind uncertain"),
         (["--intervention-kind", "soft"], "--intervention-kind: soft needs the column"),
         (["--interventions", "SET", "--intervention-kind", "soft"], "--push: soft interventions need"),
+        (
+            ["--interventions", "SET", "--intervention-kind", "soft", "--push", "3", "--push-to", "Xray"],
+            "--push-to: expected COLUMN=LEVEL",
+        ),
         (["--interventions", "NONE"], "NONE"),
         (["--score", "nonsense"], "nonsense"),
         (["--score", "bdeu", "--score-option", "ess=1"], "--score-option: bdeu has no ess"),

@@ -106,6 +106,15 @@ class Labels:
             columns.append(torch.tensor(found, dtype=torch.float64))
         return torch.stack(columns, -1)
 
+    def codes_of(self, rows: Any) -> Tensor:
+        """Rows ``(N, n)``, float64, of a DataFrame, or one of a mapping of what is known of it by name."""
+        if not isinstance(rows, Mapping):
+            return self.from_frame(rows)
+        codes = torch.full((1, len(self.names)), math.nan, dtype=torch.float64)
+        for node, value in self.assigned(rows).items():
+            codes[0, node] = value
+        return codes
+
     def assigned(self, values: Mapping[str, Any]) -> dict[int, float]:
         """Node numbers and codes of values by name."""
         return {(node := self.node(name)): self.code(node, value) for name, value in values.items()}

@@ -232,7 +232,7 @@ def _check_observed(site: Any) -> None:
     event = tuple(range(-fn.event_dim, 0))
     mask = site["mask"] if isinstance(site["mask"], Tensor) else torch.tensor(site["mask"] is not False)
     entries = mask.reshape(mask.shape + (1,) * len(event)).to(value.device)
-    if value.is_floating_point():
+    if value.is_floating_point() and not getattr(fn, "takes_missing", False):
         nan = value.isnan() & entries
         if bool(nan.any()):
             raise DataError(

@@ -1,4 +1,4 @@
-r"""Contrastive divergence for restricted Boltzmann machines, from the data or with persistent chains.
+r"""Contrastive divergence, from the data or with persistent chains, for energies with Gibbs sweeps.
 
 The gradient of minus the mean log-likelihood is a difference of two means of the gradient of
 the free energy F,
@@ -8,7 +8,9 @@ the free energy F,
 CD-k replaces the model's expectation by states that block Gibbs reaches from the data in k
 sweeps; it is biased, and usually follows the likelihood well. *Persistent* CD keeps the chains
 from step to step, so that they stay close to the model while it moves slowly; it follows the
-likelihood where the learning rate falls to zero. The loss is a surrogate: its gradient is the
+likelihood where the learning rate falls to zero. Restricted Boltzmann machines sum their hidden units
+out of F; a model without latents, such as a Markov random field, has its energy in place of F and keeps
+chains of data. The loss is a surrogate: its gradient is the
 estimate, its value (data against chains) is no likelihood and need not fall.
 
 References: Hinton 2002 (CD); Younes 1989 and Tieleman 2008 (persistent chains); Hinton 2010,
@@ -17,6 +19,7 @@ References: Hinton 2002 (CD); Younes 1989 and Tieleman 2008 (persistent chains);
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -37,6 +40,7 @@ from ppgen.inference.objectives.base import (
     Stepper,
     owner,
 )
+from ppgen.inference.objectives.pseudo_likelihood import HasPseudoLikelihood
 from ppgen.ops.binary import softplus
 
 _REPORT_EVERY = 10  # steps in closed form between two evaluations of the figure that they report
@@ -48,6 +52,17 @@ class HasHarmonium(Protocol):
 
     def harmonium(self) -> Harmonium:
         """The machine over the flattened datum, holding the parameters themselves."""
+
+
+@runtime_checkable
+class HasGibbs(Protocol):
+    """A model with an energy of x and Gibbs sweeps over x."""
+
+    def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """E(x) in nats, shape (N,)."""
+
+    def gibbs(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
+        """Data ``num_steps`` sweeps further on; like x."""
 
 
 class ContrastiveDivergence(Objective):
@@ -66,8 +81,9 @@ class ContrastiveDivergence(Objective):
         num_chains: number of persistent chains; as many as the first batch has data by default.
 
     Attributes:
-        chains: hidden states of the persistent chains, shape ``(num_chains, H)``, or ``None``
-            before the first step. They start from the hidden units of the first batch.
+        chains: hidden states of the persistent chains, shape ``(num_chains, H)``, or data,
+            ``(num_chains, *event_shape)``, of a model without hidden units; ``None`` before the first
+            step. They start from the first batch.
 
     Raises:
         ConfigError: a number out of its range, or ``num_chains`` without ``persistent``.
@@ -100,15 +116,23 @@ class ContrastiveDivergence(Objective):
         """Free energy of the data minus that of as many fantasies, in nats, a total over the data.
 
         Args:
-            model: the ``model`` method of a restricted Boltzmann machine.
+            model: the ``model`` method of a restricted Boltzmann machine, or of a model with an energy and
+                Gibbs sweeps.
             guide: its ``guide`` method, which tells Pyro of the parameters.
             x: data, shape ``(B, *event_shape)``.
             context: none; for the error that says so.
             num: size of the population that the batch stands for; the batch itself by default.
 
         Raises:
-            CapabilityError: the model is no restricted Boltzmann machine.
+            CapabilityError: the model is neither.
         """
+        family = owner(model, "ContrastiveDivergence")
+        if not isinstance(family, HasHarmonium) and isinstance(family, HasGibbs):
+            family.check_event(x)
+            family.check_context(context)
+            # pyro.infer.SVI learns of the parameters by watching.
+            with family.shown_to_pyro() if am_i_wrapped() else nullcontext():
+                return self._energy_gap(family, x) * (num or len(x))
         _, harmonium = _machine(model, x, context)
         if am_i_wrapped():
             # pyro.infer.SVI learns of the parameters from the programs; this loss needs none of them.
@@ -134,6 +158,11 @@ class ContrastiveDivergence(Objective):
         *pseudo*-likelihood for binary visible units, a different number on a different scale; and
         ``None`` for real visible units with too many hidden ones.
         """
+        plain = owner(model, "ContrastiveDivergence")
+        if not isinstance(plain, HasHarmonium):
+            if isinstance(plain, HasLogLikelihood) and plain.density is Kind.EXACT:
+                return -plain.log_likelihood(x).value.sum()
+            return -plain.pseudo_log_likelihood(x).sum() if isinstance(plain, HasPseudoLikelihood) else None
         family, harmonium = _machine(model, x, context)
         if isinstance(family, HasLogLikelihood) and harmonium.enumerable:
             found = family.log_likelihood(x)
@@ -150,6 +179,23 @@ class ContrastiveDivergence(Objective):
         if self.persistent:
             self.chains = h
         return fantasies
+
+    def _energy_gap(self, family: HasGibbs, x: Tensor) -> Tensor:
+        """Mean energy of data minus that of fantasies, of a model without hidden units."""
+        start = x
+        if self.persistent and self.chains is None:
+            start = x[torch.arange(self.num_chains or len(x), device=x.device) % len(x)]
+        elif self.persistent and self.chains is not None:
+            start = self.chains.to(x)
+        if start.shape[1:] != x.shape[1:]:
+            raise ShapeError(
+                f"chains: the persistent chains are of shape {tuple(start.shape[1:])}, the data of "
+                f"{tuple(x.shape[1:])}; use one ContrastiveDivergence a model"
+            )
+        fantasies = family.gibbs(start, self.k)
+        if self.persistent:
+            self.chains = fantasies
+        return family.energy(x).mean() - family.energy(fantasies).mean()
 
     def start(self, harmonium: Harmonium, v: Tensor) -> Tensor:
         """The persistent chains, made from data v ``(B, D)`` if there are none yet.
@@ -368,8 +414,8 @@ class _Workspace:
 def _harmonium(family: GenerativeModel) -> Harmonium:
     if not isinstance(family, HasHarmonium):
         raise CapabilityError(
-            f"model: contrastive divergence trains restricted Boltzmann machines, "
-            f"{type(family).__name__} is none; leave the objective to the family, or use ELBO()"
+            f"model: contrastive divergence trains restricted Boltzmann machines and models with energy() "
+            f"and gibbs(), {type(family).__name__} is none; leave the objective to the family, or use ELBO()"
         )
     return family.harmonium()
 

@@ -5,10 +5,11 @@ Noise :math:`z \sim N(0, I)` and data y are joined by straight lines
 
 .. math:: E_{t \sim U(0, 1)}\, E_{z, y} \left\| v(y_t, t, c) - (y - z) \right\|^2
 
-is smallest for :math:`v(y, t, c) = E[y - z \mid y_t = y, c]`, whose flow carries the noise at time 0 to the data
-at time 1. Its smallest value is not zero, and it is no likelihood. Noise and data may be paired independently,
-or by the assignment of least total squared distance within the batch, which straightens the trajectories. The
-assignment never leaves a group of data with one and the same context: the noise must stay independent of it.
+is smallest for :math:`v(y, t, c) = E[y - z \mid y_t = y, c]`, whose flow carries the noise at time 0 to the
+data at time 1. Its smallest value is not zero, and it is no likelihood. Noise and data may be paired
+independently, or by the assignment of least total squared distance within the batch, which straightens the
+trajectories. The assignment never leaves a group of data with one and the same context: the noise must stay
+independent of it.
 
 References:
     Lipman, Chen, Ben-Hamu, Nickel & Le, *Flow Matching for Generative Modeling*, ICLR 2023.
@@ -114,7 +115,7 @@ class FlowMatching(Objective):
         z = torch.randn_like(y)
         if self.coupling == "optimal_transport":
             z = z[assignment(z, y, context)]
-        # One time in each of B equal parts of [0, 1], in random order: uniform, with less variance in the sum.
+        # One time in each of B equal parts of [0, 1], in random order: uniform, and the sum varies less.
         parts = torch.randperm(len(y), device=y.device).to(y.dtype)
         t = (parts + torch.rand_like(parts)) / len(y)
         y_t = torch.lerp(z, y, t[:, None])
@@ -128,7 +129,8 @@ def assignment(z: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
     Args:
         z: shape ``(B, D)``.
         y: shape ``(B, D)``.
-        context: labels ``(B,)`` or features ``(B, C)``; pairs are exchanged between rows of equal context alone.
+        context: labels ``(B,)`` or features ``(B, C)``; pairs are exchanged between rows of equal context
+            alone.
 
     Returns:
         A permutation of 0..B-1, shape ``(B,)``.
@@ -151,7 +153,7 @@ def _field(model: Program) -> tuple[GenerativeModel, HasVelocity]:
     family = owner(model, "FlowMatching")
     if not isinstance(family, HasVelocity):
         raise CapabilityError(
-            f"model: FlowMatching needs a model with velocity() and to_path(); {type(family).__name__} has none. "
-            "Train it with the family's own objective"
+            f"model: FlowMatching needs a model with velocity() and to_path(); {type(family).__name__} has "
+            "none. Train it with the family's own objective"
         )
     return family, cast(HasVelocity, family)

@@ -18,6 +18,7 @@ from ppgen.inference.structure.graph_samples import SampledSource
 from ppgen.inference.structure.problem import Learned, Method, Problem
 from ppgen.inference.structure.search import HillClimb
 from ppgen.inference.structure.table import Table
+from ppgen.inference.structure.warned import warn
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Bootstrap:
                 f"often ({number} times) with {text}"
             )
         for sentence in own:
-            warnings.warn(sentence, SamplingWarning, stacklevel=3)
+            warn(sentence, SamplingWarning)
         own.append(
             f"frequencies over resamples say how stable {self.method.name} is on these data, not how "
             "probable an edge is"

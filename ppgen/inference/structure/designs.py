@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from torch import Tensor
 from ppgen.errors import ConfigError, DataError, DataWarning
 from ppgen.inference.structure.interventions import Known, Soft, Uncertain
 from ppgen.inference.structure.table import Intervention, Variable
+from ppgen.inference.structure.warned import warn
 
 _SEPARATOR = ";"
 
@@ -273,11 +273,10 @@ def _warn_of_agents(agents: Tensor, names: Sequence[str]) -> None:
     acting = agents.sum(0).tolist()
     for name, rows in zip(names, acting, strict=True):
         if rows in (0, len(agents)):
-            warnings.warn(
+            warn(
                 f"agents: {name} is at work in {'no row' if not rows else 'every row'}, so that nothing can "
                 "be learnt about its targets; leave it out",
                 DataWarning,
-                stacklevel=5,
             )
     # An agent and one that works exactly where it does not split the rows alike.
     splits = agents ^ agents[:1]
@@ -289,11 +288,10 @@ def _warn_of_agents(agents: Tensor, names: Sequence[str]) -> None:
                     if acting[i] == acting[j] and bool((agents[:, i] == agents[:, j]).all())
                     else ("opposite rows")
                 )
-                warnings.warn(
+                warn(
                     f"agents: {names[j]} and {names[i]} are at work in {where} and cannot be told apart; "
                     "take them as one",
                     DataWarning,
-                    stacklevel=5,
                 )
 
 

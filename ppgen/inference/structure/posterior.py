@@ -421,8 +421,14 @@ class GraphPosterior:
     def _classes(self, interventional: bool, num: int, seed: int | None) -> ClassProbabilities:
         if num < 1:
             raise ConfigError(f"num: expected a positive integer, got {num}")
-        drawn = self.source.sample(num, seed=seed)
         targets: Sequence[Sequence[int]] = self.targets if interventional else [()]
+        if always := set.intersection(*map(set, targets)):
+            names = ", ".join(self.names[i] for i in sorted(always))
+            raise ConfigError(
+                f"interventional: {names} was set in every row, so that its mechanism was never seen and "
+                "classes are not defined; learn without the column, or leave interventional=False"
+            )
+        drawn = self.source.sample(num, seed=seed)
         return class_probabilities(drawn, targets, self.source.edge_errors())
 
     def _number(self, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ppgen.inference.structure.designs import Design, as_level_number, design, u
 from ppgen.inference.structure.discretise import DISCRETISERS, Discretiser, cut, interval_names
 from ppgen.inference.structure.interventions import as_kinds
 from ppgen.inference.structure.table import Intervention, Table, Variable
+from ppgen.inference.structure.warned import warn
 
 Missing = Literal["error", "drop", "level"]
 
@@ -80,12 +80,13 @@ def read_table(
                 "file"
             )
         table = _check(data)
+        _warn_constant(table)
         if interventions is not None:
             used_columns(known, uncertain, ())
             plan = design(known, uncertain, None, table.names, table.num_rows)
             table = _with_design(replace(table, pushed_to=None), plan)
         return _on(table, device)
-    frame = _as_frame(data, names)
+    frame = as_frame(data, names)
     device = data.device if device is None and isinstance(data, Tensor) else device
     used = used_columns(known, uncertain, list(frame.columns))
     variables = [name for name in frame.columns if name not in used]
@@ -101,17 +102,18 @@ def read_table(
         columns = _discretised(columns, discretise)
     columns = [_without_gaps(column) for column in columns]
     for column in columns:
-        _check_constant(column)
+        _check_levels(column)
     table = Table(
         variables=tuple(Variable(column.name, column.levels) for column in columns),
         values=torch.stack([column.values for column in columns], 1),
         clamped=plan.clamped,
     )
+    _warn_constant(table)
     return _on(_with_design(table, plan), device)
 
 
-def _as_frame(data: Any, names: Sequence[str] | None) -> Any:
-    """A DataFrame whose columns are called by text."""
+def as_frame(data: Any, names: Sequence[str] | None) -> Any:
+    """A DataFrame whose columns are called by text, from what :func:`read_table` reads."""
     import numpy as np
     import pandas
 
@@ -208,11 +210,10 @@ def _kept_rows(columns: Sequence[Column], missing: Missing) -> Tensor | None:
             f"data: {count} of {len(kept)} rows are complete, expected two or more; use missing='level', or "
             f"leave out columns with many missing cells ({', '.join(gaps)})"
         )
-    warnings.warn(
+    warn(
         f"data: {len(kept) - count} of {len(kept)} rows have missing cells (in {', '.join(gaps)}) and were "
         "dropped",
         DataWarning,
-        stacklevel=3,
     )
     return kept
 
@@ -242,11 +243,10 @@ def _discretised(columns: Sequence[Column], how: str | Discretiser) -> list[Colu
     result = {}
     for column, at in zip(chosen, points, strict=True):
         if len(at) + 1 < chooser.num_levels and len(at):
-            warnings.warn(
+            warn(
                 f"discretise: {column.name} has too many equal values for {chooser.num_levels} levels, and "
                 f"got {len(at) + 1}",
                 DataWarning,
-                stacklevel=3,
             )
         numbers = cut(column.values, at).double()
         result[column.name] = Column(
@@ -273,19 +273,23 @@ def _without_gaps(column: Column) -> Column:
     return Column(column.name, values, (*column.levels, MISSING_LEVEL))
 
 
-def _check_constant(column: Column) -> None:
+def _check_levels(column: Column) -> None:
     if column.levels is not None and len(column.levels) == 1:
         raise DataError(
             f"data: {column.name} has one level, {column.levels[0]!r}, so that nothing depends on it; leave "
             "the column out, or declare more levels"
         )
-    if bool((column.values == column.values[0]).all()):
-        warnings.warn(
-            f"data: {column.name} is constant, so that nothing can be learnt about its edges; leave the "
-            "column out",
-            DataWarning,
-            stacklevel=3,
-        )
+
+
+def _warn_constant(table: Table) -> None:
+    constant = (table.values == table.values[:1]).all(0).tolist()
+    for name, same in zip(table.names, constant, strict=True):
+        if same:
+            warn(
+                f"data: {name} is constant, so that nothing can be learnt about its edges; leave the column "
+                "out",
+                DataWarning,
+            )
 
 
 def _with_design(table: Table, plan: Design) -> Table:
@@ -307,11 +311,10 @@ def _with_design(table: Table, plan: Design) -> Table:
             name for name, was_set in zip(table.names, plan.clamped.all(0).tolist(), strict=True) if was_set
         ]
         if always:
-            warnings.warn(
+            warn(
                 f"interventions: {', '.join(always)} was set in every row, so that no row is left to learn "
                 "its parents from",
                 DataWarning,
-                stacklevel=3,
             )
     device = table.device
     return replace(

@@ -11,7 +11,6 @@ tip it towards the directions that they support. How sure one can be of the clas
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -33,6 +32,7 @@ from ppgen.inference.structure.prior import compile_prior
 from ppgen.inference.structure.problem import Learned, Problem
 from ppgen.inference.structure.remembered_scores import RememberedScores
 from ppgen.inference.structure.table import Table
+from ppgen.inference.structure.warned import warn
 from ppgen.ops.dags import cpdag, unique_graphs
 
 # Members of a class whose scores differ by less, in nats, count as alike: the rounding of sums over rows.
@@ -220,7 +220,7 @@ class _Doubts:
 
     def say(self, category: type[PpgenWarning], sentence: str) -> None:
         self.sentences.append(sentence)
-        warnings.warn(sentence, category, stacklevel=4)
+        warn(sentence, category)
 
     def about_prior(self, prior: FamilyPrior) -> None:
         if prior.kind == "order":

@@ -100,6 +100,11 @@ def _aligned(first: tuple[str, Any], second: tuple[str, Any]) -> tuple[Tensor, T
 def _matrix(argument: str, graph: Any) -> tuple[Tensor, list[Hashable] | None]:
     """A matrix (..., n, n) and the names of its nodes, ``None`` where they are numbers 0 to n - 1."""
     names: Sequence[Hashable] | None = None
+    if isinstance(graph, HasEdgeProbabilities):
+        raise DataError(
+            f"{argument}: expected one graph, got a posterior over graphs; give its median_graph() or "
+            "map_graph(), or use expected_shd, auroc, auprc or edge_calibration, which take probabilities"
+        )
     if hasattr(graph, "edges") and hasattr(graph, "nodes"):
         names = list(graph.nodes)
         if set(names) == set(range(len(names))):
@@ -114,7 +119,7 @@ def _matrix(argument: str, graph: Any) -> tuple[Tensor, list[Hashable] | None]:
             raise DataError(f"{argument}: expected a table whose rows and columns are the same nodes")
         matrix = torch.tensor(np.array(graph[names]))
     else:
-        matrix = graph if isinstance(graph, Tensor) else torch.tensor(np.array(graph))
+        matrix = graph if isinstance(graph, Tensor) else _as_tensor(argument, graph)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ShapeError(
             f"{argument}: expected a square matrix with rows from and columns to, got {tuple(matrix.shape)}"
@@ -122,6 +127,16 @@ def _matrix(argument: str, graph: Any) -> tuple[Tensor, list[Hashable] | None]:
     if names is None or list(names) == list(range(len(names))):
         return matrix, None
     return matrix, list(names)
+
+
+def _as_tensor(argument: str, graph: Any) -> Tensor:
+    try:
+        return torch.tensor(np.array(graph))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{argument}: expected a networkx graph, a table or a matrix of numbers, got a "
+            f"{type(graph).__name__}"
+        ) from error
 
 
 def _as_bool(matrix: Tensor, argument: str) -> Tensor:

@@ -1,6 +1,8 @@
 """``learn``: names and options of methods, what is refused before any work, and the way through."""
 
 import importlib
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ppgen.errors import ConfigError, DataError, DeviceError
+from ppgen.errors import ConfigError, DataError, DataWarning, DeviceError
 from ppgen.inference import structure
 from ppgen.inference.pgmpy_adapter import example_network
 from ppgen.inference.structure.bootstrap import Bootstrap
@@ -191,6 +193,38 @@ def test_methods_without_a_score_take_none(frame: pd.DataFrame) -> None:
         learn(frame, method="pc", score="bdeu", progress=False)
     with pytest.raises(ConfigError, match="score: method 'pc' uses none"):
         learn(frame, method="bootstrap:pc", score="bdeu", progress=False)
+
+
+def test_constant_columns_are_warned_of_once_and_where_learn_was_called() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 3))
+    values[:, 1] = 2.5
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn(values, progress=False)
+    assert [str(one.message).partition(",")[0] for one in caught] == ["data: x2 is constant"]
+    assert caught[0].filename == __file__
+    assert issubclass(caught[0].category, DataWarning)
+
+
+def test_levels_that_no_row_has_count_in_the_score(frame: pd.DataFrame) -> None:
+    more = {"Cancer": ["True", "False", "unknown"]}
+    found = learn(frame, levels=more, progress=False)
+    assert found.table is not None
+    assert found.table.cardinalities == (2, 2, 3, 2, 2)
+    assert not np.allclose(found.edge_probabilities, learn(frame, progress=False).edge_probabilities)
+
+
+def test_exact_loads_nothing_that_it_has_no_use_for(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n" + "0,1\n1,0\n0,0\n" * 4)
+    program = (
+        "import sys\nfrom ppgen.inference import structure\n"
+        f"structure.learn({str(path)!r}, progress=False).edge_probabilities\n"
+        "print([n for n in ('arviz', 'matplotlib', 'networkx', 'pgmpy', 'scipy', 'sklearn') "
+        "if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_missing_cells(frame: pd.DataFrame) -> None:

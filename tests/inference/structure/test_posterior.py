@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppgen import metrics
 from ppgen.contract import Estimate, Kind
-from ppgen.errors import CheckpointError, ConfigError, DataWarning, SamplingWarning
+from ppgen.errors import CheckpointError, ConfigError, DataError, DataWarning, SamplingWarning
 from ppgen.inference.structure import posterior_files
 from ppgen.inference.structure.class_probabilities import class_probabilities
 from ppgen.inference.structure.exact.source import ExactSource
@@ -290,6 +290,15 @@ def test_targets_come_from_the_table() -> None:
     assert posterior.names == _NAMES
 
 
+def test_a_variable_that_was_always_set_has_no_interventional_class() -> None:
+    posterior = GraphPosterior(_NAMES, Learned(ExactSource(_SCORES, "uniform")), targets=[[1], [1, 3]])
+    with pytest.raises(ConfigError, match="interventional: b was set in every row"):
+        posterior.compelled_probabilities(interventional=True)
+    with pytest.raises(ConfigError, match="interventional: b was set in every row"):
+        posterior.interventional_cpdag()
+    assert posterior.cpdag(num=10).number_of_nodes() == 4
+
+
 # -- how it went ------------------------------------------------------------------------
 
 
@@ -401,6 +410,8 @@ def test_metrics_take_a_posterior() -> None:
     truth = posterior.map_graph()
     expected = metrics.auroc(truth, posterior.edge_probabilities)
     assert metrics.auroc(truth, posterior) == expected == metrics.auroc(truth, posterior.source)
+    with pytest.raises(DataError, match="estimate: expected one graph, got a posterior"):
+        metrics.shd(truth, posterior)  # type: ignore[arg-type]
 
 
 def test_save_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.contract import Estimate, Kind
-from ppgen.errors import ConfigError, DataError
+from ppgen.errors import ConfigError, DataError, SamplingWarning
 from ppgen.inference.structure.exact.best import columns_of
 from ppgen.inference.structure.exact.order import OrderTables
 from ppgen.inference.structure.exact.reweighted import draw_reweighted
@@ -29,6 +29,7 @@ from ppgen.inference.structure.family_scores import (
 )
 from ppgen.inference.structure.graph_samples import SampledSource
 from ppgen.inference.structure.problem import Learned, Problem
+from ppgen.inference.structure.warned import warn
 
 # Seconds on one core: a term of the sums over DAGs, of 3^n; one of the sums over orders, of n^2 2^n.
 _SECONDS_PER_DAG_TERM = 6e-8
@@ -162,8 +163,9 @@ class Exact:
             error = attributes["rounding_error"] = posterior.tables.rounding_error
             if error > _ROUNDING:
                 warnings.append(
-                    f"Rounding in alternating sums over DAGs may have changed probabilities by {error:.1e}."
+                    f"rounding in alternating sums over DAGs may have changed probabilities by {error:.1e}"
                 )
+                warn(warnings[-1], SamplingWarning)
         families = None
         if scores.agent_terms is not None:
             families = [posterior.family_posterior(v) for v in range(prior.num_nodes)]
@@ -201,10 +203,12 @@ class Exact:
         attributes |= {"num_draws": self.num_draws, "effective_draws": drawn.effective_size}
         warnings = [
             f"{prior.num_nodes} nodes are too many for sums over DAGs in max_seconds={self.max_seconds:g}: "
-            f"estimates from {self.num_draws} draws with weights, worth {drawn.effective_size:.0f}."
+            f"estimates from {self.num_draws} draws with weights, worth {drawn.effective_size:.0f}"
         ]
         if drawn.effective_size < _FEW_DRAWS:
-            warnings.append("So few effective draws tell little; use method='partition_mcmc'.")
+            warnings.append("so few effective draws tell little; use method='partition_mcmc'")
+        for sentence in warnings:
+            warn(sentence, SamplingWarning)
         agents = None
         if scores.agent_terms is not None:
             agents = agent_probabilities(scores, _drawn_families(drawn.adjacency, drawn.log_weights))

@@ -3,7 +3,6 @@ r"""DiBS: a posterior over DAGs by gradients (Lorch, Rothfuss, Schoelkopf & Krau
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +24,7 @@ from ppgen.inference.structure.gradient.latent_graph import HardGraphs, hard_gra
 from ppgen.inference.structure.gradient.mechanisms import Linear
 from ppgen.inference.structure.graph_samples import SampledSource
 from ppgen.inference.structure.problem import Learned, Problem
+from ppgen.inference.structure.warned import warn
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class DiBS:
         if num_unique == 1 < self.num_particles:
             doubts.append("all particles have the same graph: probabilities of 0 and 1 may be too sure")
         for doubt in doubts:
-            warnings.warn(doubt, SamplingWarning, stacklevel=2)
+            warn(doubt, SamplingWarning)
         attributes = {
             "seconds": time.perf_counter() - start,
             "steps": particles.steps,

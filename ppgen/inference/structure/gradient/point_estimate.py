@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ppgen.inference.structure.gradient.moments import free_variances, moments
 from ppgen.inference.structure.graph_samples import SampledSource
 from ppgen.inference.structure.prior import compile_prior
 from ppgen.inference.structure.problem import Learned, Problem
+from ppgen.inference.structure.warned import warn
 from ppgen.ops.dags import closure, is_acyclic
 
 #: shares of variable pairs above which the order of the variances is said to have made the graph
@@ -158,13 +158,13 @@ def conclude(
             f"{method} left a cycle at a threshold of {threshold:g}; it was raised to {found.threshold:.3g}"
         )
     for doubt in doubts:
-        warnings.warn(doubt, SamplingWarning, stacklevel=4)
+        warn(doubt, SamplingWarning)
     if pairs >= 3 and sortable >= _SORTABLE:
         doubts.append(
             f"{method} found causes with smaller variances than their effects in {sortable:.0%} of {pairs} "
             "pairs: the scale of the columns may have made the order; compare with standardise=True"
         )
-        warnings.warn(doubts[-1], DataWarning, stacklevel=4)
+        warn(doubts[-1], DataWarning)
     doubts.append(
         f"{method} gives one graph and no uncertainty: probabilities are 0 and 1; a bootstrap or a "
         "posterior says how sure an edge is"

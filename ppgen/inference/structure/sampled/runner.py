@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from ppgen.inference.structure.sampled.native import NativeEngine
 from ppgen.inference.structure.sampled.packing import PackedFamilies, pack
 from ppgen.inference.structure.sampled.starts import layers, scattered_orders
 from ppgen.inference.structure.sampled.torch_engine import TorchEngine
+from ppgen.inference.structure.warned import warn
 from ppgen.ops.compiled import find_compiler
 
 _KIND = "graph_chains"
@@ -118,9 +118,7 @@ def _engine_kind(settings: Settings) -> str:
     try:
         find_compiler()
     except CompilationError as error:
-        warnings.warn(
-            f"chains run without compiled code, far slower ({error})", SamplingWarning, stacklevel=4
-        )
+        warn(f"chains run without compiled code, far slower ({error})", SamplingWarning)
         return "torch"
     return "native"
 
@@ -208,9 +206,9 @@ def _learned(
     every = -(-graphs.numel() // _MAX_DRAW_BYTES)
     sentences, figures = doubts(graphs[:, ::every], chain_edges.cpu(), problem.table.names)
     if interrupted:
-        sentence = f"the run was interrupted after {rows.shape[1]} draws of each chain"
-        warnings.warn(sentence, SamplingWarning, stacklevel=4)
-        sentences = (sentence, *sentences)
+        sentences = (f"the run was interrupted after {rows.shape[1]} draws of each chain", *sentences)
+    for sentence in sentences:
+        warn(sentence, SamplingWarning)
     source = SampledSource(
         graphs.to(device), log_scores=log_scores.to(device), edge_means=edge_means.to(device)
     )

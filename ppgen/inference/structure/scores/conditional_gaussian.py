@@ -22,7 +22,6 @@ from ppgen.inference.structure.scores.gaussian import (
     SINGULAR,
     correlation,
     submatrices,
-    warn_constant,
 )
 from ppgen.inference.structure.scores.parts import Part, PartScore, check_mixed, mechanisms
 from ppgen.inference.structure.table import Table
@@ -61,7 +60,6 @@ class ConditionalGaussianBIC(PartScore):
     def check(self, table: Table) -> None:
         """See :meth:`Score.check`."""
         check_mixed(table, self.name)
-        warn_constant(table)
 
     def parts(self, table: Table, node: int) -> list[Part]:
         """See :meth:`PartScore.parts`."""

@@ -9,7 +9,6 @@ Agents are parents of value 0 or 1: they shift the mean.
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from ppgen.inference.structure.scores.discrete import check_positive
 from ppgen.inference.structure.scores.functions import Advance, SetFunction, Term, columns, silent
 from ppgen.inference.structure.scores.parts import Part, PartScore, check_continuous, mechanisms
 from ppgen.inference.structure.table import Table
+from ppgen.inference.structure.warned import warn
 
 # Eigenvalues of correlation matrices below this count as zero, that is, as this.
 SINGULAR = 1e-10
@@ -32,7 +32,6 @@ class _Gaussian(PartScore):
     def check(self, table: Table) -> None:
         """See :meth:`Score.check`."""
         check_continuous(table, self.name)
-        warn_constant(table)
 
     @abstractmethod
     def term(self, table: Table) -> Term:
@@ -140,11 +139,10 @@ class GaussianBIC(_Gaussian):
         for node in range(table.num_variables):
             rows = min((int(rows.sum()) for rows in mechanisms(table, node)), default=table.num_rows)
             if rows <= table.num_variables:
-                warnings.warn(
+                warn(
                     f"table: only {rows} rows count for {table.names[node]}, and regressions on {rows - 1} "
                     "parents or more fit any data perfectly; set max_parents well below, or use 'bge'",
                     DataWarning,
-                    stacklevel=2,
                 )
                 return
 
@@ -261,18 +259,3 @@ def correlation(values: Tensor) -> tuple[Tensor, Tensor]:
     matrix = standard.T @ standard / len(values)
     matrix.diagonal().copy_((~constant).double())
     return matrix, torch.where(constant, 0.0, 2 * scale.clamp(min=1e-150).log())
-
-
-def warn_constant(table: Table) -> None:
-    """Warn of continuous columns with one value only."""
-    constant = [
-        v.name
-        for i, v in enumerate(table.variables)
-        if v.levels is None and bool((table.values[:, i] == table.values[0, i]).all())
-    ]
-    if constant:
-        warnings.warn(
-            f"table: {', '.join(constant)} is constant and tells nothing of any edge; leave it out",
-            DataWarning,
-            stacklevel=3,
-        )

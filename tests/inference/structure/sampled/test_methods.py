@@ -27,6 +27,9 @@ from ppgen.inference.structure.table import Table, Variable
 from ppgen.ops.dags import is_acyclic
 from ppgen.testing.statistics import assert_close_to, assert_mean
 
+# Few draws are enough here, and leave doubts.
+pytestmark = pytest.mark.filterwarnings("ignore::ppgen.errors.SamplingWarning")
+
 
 def _problem(num_nodes: int, num_rows: int = 60, kind: Any = "uniform", **constraints: Any) -> Problem:
     """Binary variables; each one copies the one before, with errors."""
@@ -46,7 +49,7 @@ def _method(kind: str) -> type[OrderMCMC] | type[PartitionMCMC]:
 
 
 @pytest.mark.parametrize("kind", ["order", "uniform"])
-@pytest.mark.parametrize("num_nodes", [5, 8])
+@pytest.mark.parametrize("num_nodes", [5, 8, pytest.param(15, marks=pytest.mark.slow)])
 def test_agrees_with_exact_sums(kind: str, num_nodes: int) -> None:
     problem = _problem(num_nodes, kind=kind, max_parents=3)
     exact = Exact().run(problem, seed=0).source
@@ -56,7 +59,8 @@ def test_agrees_with_exact_sums(kind: str, num_nodes: int) -> None:
     assert_mean(by_chain, edges, "edges of graphs, chains apart")
     assert_close_to(source.edge_probabilities(), edges, source.edge_errors(), "edges given states")
     paths = source.path_probabilities()
-    assert_close_to(paths.value, exact.path_probabilities().value, paths.std_error, "paths")
+    known = exact.path_probabilities()  # drawn themselves where there are many nodes
+    assert_close_to(paths.value, known.value, torch.hypot(paths.std_error, known.std_error), "paths")
     assert learned.attributes["max_rhat"] < 1.05
     other = Exact().run(replace(problem, prior=GraphPrior(kind=_other(kind))), seed=0).source
     with pytest.raises(AssertionError):  # the twin: the other prior is told apart
@@ -142,12 +146,15 @@ def test_seeds_decide_and_leave_the_global_generator_alone() -> None:
 
 def test_chains_that_disagree_are_named() -> None:
     problem = _problem(10, num_rows=2000, kind="order")
-    learned = OrderMCMC(num_chains=4, num_samples=8, warmup=0).run(problem, seed=0)
+    with pytest.warns(SamplingWarning, match="R-hat is above") as caught:
+        learned = OrderMCMC(num_chains=4, num_samples=8, warmup=0).run(problem, seed=0)
+    assert [str(one.message) for one in caught] == list(learned.warnings)
     text = " ".join(learned.warnings)
     assert "R-hat" in text
     assert " -> x" in text
     assert learned.attributes["max_rhat"] > 1.05
-    one = OrderMCMC(num_chains=1, num_samples=8, warmup=0).run(problem, seed=0)
+    with pytest.warns(SamplingWarning, match="one chain"):
+        one = OrderMCMC(num_chains=1, num_samples=8, warmup=0).run(problem, seed=0)
     assert any("one chain" in sentence for sentence in one.warnings)
 
 

@@ -1,0 +1,1 @@
+"""Pairwise Markov random fields: graphs, energies, exact sums, and moves of Markov chains."""

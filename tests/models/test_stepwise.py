@@ -1,0 +1,554 @@
+"""Transformer and WaveNet: sums and integrals of one, causality, caches that change nothing, beginnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import ppgen
+from ppgen import metrics
+from ppgen.contract import HasConditioning, HasInitialiser, HasLogLikelihood
+from ppgen.datasets.split import Split
+from ppgen.datasets.values import BINARY, grid
+from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
+from ppgen.models.stepwise import Stepwise
+from ppgen.models.transformer import Transformer
+from ppgen.models.wavenet import WaveNet
+from ppgen.ops.random import forked_rng
+from ppgen.testing.statistics import assert_close_to, assert_mean
+
+Make = Callable[[], Stepwise]
+_SMALL: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "dim": 8}
+_SERIES: dict[str, Any] = {"dilations": (1, 2, 1), "channels": 6, "skip_channels": 8}
+
+
+def made(make: Make, *, spread: float = 0.3) -> Any:
+    """A model in float64 with weights far from their start, in evaluation mode."""
+    with forked_rng(0), torch.no_grad():
+        model = make().double().eval()
+        for parameter in model.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return model
+
+
+ON_GRIDS: dict[str, Make] = {
+    "tokens": lambda: Transformer((4,), levels=3, **_SMALL),
+    "tokens-rotary": lambda: Transformer((4,), levels=3, positions="rotary", **_SMALL),
+    "pixels": lambda: Transformer((2, 2, 2), levels=2, **_SMALL),
+    "pixels-of-4-levels": lambda: Transformer((1, 2, 2), levels=4, **_SMALL),
+    "tokens-of-classes": lambda: Transformer((4,), levels=3, context_dim=3, **_SMALL),
+    "tokens-after-tokens": lambda: Transformer((3,), levels=3, context_dim=3, context_length=2, **_SMALL),
+    "series": lambda: WaveNet((5,), levels=3, **_SERIES),
+    "binary-series": lambda: WaveNet((3, 3), levels=2, **_SERIES),
+    "chords": lambda: WaveNet((3, 3), levels=2, within="autoregressive", **_SERIES),
+    "series-of-classes": lambda: WaveNet((4,), levels=3, context_dim=3, **_SERIES),
+    "series-beside-series": lambda: WaveNet((4,), levels=3, context_dim=2, local_context=True, **_SERIES),
+    "logistics": lambda: WaveNet((3,), levels=9, head="logistic_mixture", num_components=2, **_SERIES),
+}
+ON_REALS: dict[str, Make] = {
+    "step": lambda: WaveNet((1,), num_components=2, **_SERIES),
+    "two-steps": lambda: WaveNet((2,), num_components=2, **_SERIES),
+    "pair": lambda: WaveNet((1, 2), num_components=2, **_SERIES),
+    "chained-pair": lambda: WaveNet((1, 2), num_components=2, within="autoregressive", **_SERIES),
+    "two-steps-of-classes": lambda: WaveNet((2,), num_components=2, context_dim=3, **_SERIES),
+}
+on_grids = pytest.mark.parametrize("make", ON_GRIDS.values(), ids=ON_GRIDS)
+on_reals = pytest.mark.parametrize("make", ON_REALS.values(), ids=ON_REALS)
+on_all = pytest.mark.parametrize("make", [*ON_GRIDS.values(), *ON_REALS.values()], ids=[*ON_GRIDS, *ON_REALS])
+
+
+def context_for(model: Stepwise, num: int) -> Tensor | None:
+    """A context for each datum, different from row to row."""
+    if not model.context_dim:
+        return None
+    shape = (num,) if model.context_length is None else (num, model.context_length)
+    return torch.randint(model.item_dim, shape, generator=torch.Generator().manual_seed(3))
+
+
+def every_value(model: Stepwise) -> Tensor:
+    points = model.support.points(model.event_shape.numel())
+    assert points is not None
+    return torch.cartesian_prod(*points).reshape(-1, *model.event_shape)
+
+
+def total_probability(model: Stepwise) -> float:
+    x, context = every_value(model), context_for(model, 1)
+    rows = None if context is None else context.expand(len(x), *context.shape[1:])
+    with torch.no_grad():
+        return float(model.log_likelihood(x, rows).value.exp().sum())
+
+
+@on_grids
+def test_probabilities_sum_to_one(make: Make) -> None:
+    model = made(make)
+    assert abs(total_probability(model) - 1) < 1e-6
+
+
+def leaky_attention(model: Transformer) -> None:
+    """Plant a mask that lets a position see the next one."""
+    plain = functional.scaled_dot_product_attention
+
+    for block in model.network.blocks:
+        attention: Any = block.attention
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, attention: Any = attention) -> Tensor:
+            open_to = torch.ones(query.shape[-2], query.shape[-2], dtype=torch.bool).tril(1)
+            return attention._merged(plain(query, key, value, attn_mask=open_to))
+
+        attention._attend = attend
+
+
+def leaky_convolution(model: WaveNet) -> None:
+    """Plant a shift that is short by one: inputs are not those of the step before."""
+    network = model.network
+    plain = network._read
+    network._read = lambda x: plain(x).roll(-1, 1)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("name", ["tokens", "series"])
+def test_a_leak_from_the_future_is_caught_by_the_sum(name: str) -> None:
+    model = made(ON_GRIDS[name], spread=0.6)
+    if isinstance(model, Transformer):
+        leaky_attention(model)
+    else:
+        leaky_convolution(model)
+    assert abs(total_probability(model) - 1) > 1e-3
+
+
+def influences(model: Stepwise, context: Tensor | None) -> Tensor:
+    """Which steps' parameters move with which steps of x, bool ``(S, S)``, by autograd through embeddings."""
+    num_steps = len(model.steps)
+    x = torch.zeros(1, num_steps, model.steps.per_step, dtype=torch.float64)
+    embedding: Any = model.network.get_submodule("embedding")
+    with forked_rng(5):
+        vectors = torch.randn_like(embedding(x)).requires_grad_()
+    plain = embedding.forward
+    embedding.forward = lambda x: vectors[:, : x.shape[1]]
+    items = None if context is None else model._items(model.distribution(context).context)
+    params = model.network(x, items)
+    embedding.forward = plain
+    rows = []
+    for s in range(num_steps):
+        (gradient,) = torch.autograd.grad(params[0, s].square().sum(), vectors, retain_graph=True)
+        rows.append(gradient[0].abs().sum(-1) > 0)
+    return torch.stack(rows)
+
+
+@on_all
+def test_parameters_depend_on_the_past_alone(make: Make) -> None:
+    model = made(make)
+    depends = influences(model, context_for(model, 1))
+    num_steps = len(model.steps)
+    expected = torch.ones(num_steps, num_steps, dtype=torch.bool).tril(-1)
+    if isinstance(model, WaveNet):
+        expected &= expected.triu(-model.receptive_field)
+    assert torch.equal(depends, expected)
+
+
+def test_a_wavenet_forgets_what_is_beyond_its_receptive_field() -> None:
+    model = made(lambda: WaveNet((9,), levels=3, dilations=(1, 2), channels=4))
+    assert model.receptive_field == 4
+    depends = influences(model, None)
+    assert depends.sum(-1).tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("name", ["tokens", "series"])
+def test_a_leak_from_the_future_is_caught_by_autograd(name: str) -> None:
+    model = made(ON_GRIDS[name])
+    if isinstance(model, Transformer):
+        leaky_attention(model)
+    else:
+        leaky_convolution(model)
+    assert bool(influences(model, None).triu().any())
+
+
+def on_the_plane(model: Stepwise) -> tuple[Tensor, Tensor]:
+    """Points of the line or the plane and their weights: the trapezoidal rule in t with x = sinh(t)."""
+    t = torch.linspace(-6.0, 6.0, 400, dtype=torch.float64)
+    x, weight = t.sinh(), t.cosh() * (t[1] - t[0])
+    num_dims = model.event_shape.numel()
+    points = torch.cartesian_prod(*[x] * num_dims).reshape(-1, *model.event_shape)
+    weights = torch.cartesian_prod(*[weight] * num_dims).reshape(len(points), -1).prod(-1)
+    return points, weights
+
+
+def integral(model: Stepwise) -> float:
+    points, weights = on_the_plane(model)
+    context = context_for(model, 1)
+    rows = None if context is None else context.expand(len(points))
+    with torch.no_grad():
+        return float((model.log_likelihood(points, rows).value.exp() * weights).sum())
+
+
+@on_reals
+def test_densities_integrate_to_one(make: Make) -> None:
+    model = made(make, spread=0.1)
+    with forked_rng(1):
+        model.initialise(3 + 2 * torch.randn(500, *model.event_shape, dtype=torch.float64))
+    assert abs(integral(model) - 1) < 1e-6
+
+
+def test_a_forgotten_scale_is_caught_by_the_integral() -> None:
+    model = made(ON_REALS["step"], spread=0.1)
+    model.step_head.scale.fill_(2.0)
+    model.step_head.log_prob = lambda params, value: model.step_head.inner.log_prob(params, value / 2.0)
+    assert abs(integral(model) - 1) > 0.5
+
+
+@on_all
+def test_cached_draws_are_the_uncached_ones(make: Make) -> None:
+    model = made(make)
+    empty = torch.zeros(7, *model.event_shape, dtype=torch.float64)
+    unknown = torch.zeros_like(empty, dtype=torch.bool)
+    context = context_for(model, 7)
+    features = None if context is None else model.distribution(context).context
+    with forked_rng(4):
+        cached = model.unroll(empty, unknown, features)
+    with forked_rng(4):
+        anew = model.unroll(empty, unknown, features, cached=False)
+    if model.support.discrete:
+        assert torch.equal(cached, anew)
+    else:
+        torch.testing.assert_close(cached, anew, rtol=1e-10, atol=1e-10)
+    assert torch.equal(model.sample(7, context, seed=5), model.sample(7, context, seed=5))
+
+
+@pytest.mark.parametrize("make", [ON_GRIDS["tokens-rotary"], ON_GRIDS["series"]], ids=["tokens", "series"])
+def test_a_cache_that_is_off_by_one_step_is_caught(make: Make) -> None:
+    model = made(make, spread=1.0)
+    plain = model.network.begin
+
+    def stale(x: Tensor, context: Tensor | None = None) -> Any:
+        params, cache = plain(x, context)
+        if isinstance(model, WaveNet):
+            for buffer in cache.buffers:
+                buffer.now += 1
+        else:
+            for block in cache.blocks:
+                block.values[:, :, 0] += 5.0
+        return params, cache
+
+    empty = torch.zeros(200, *model.event_shape, dtype=torch.float64)
+    unknown = torch.zeros_like(empty, dtype=torch.bool)
+    with forked_rng(4):
+        anew = model.unroll(empty, unknown, cached=False)
+    model.network.begin = stale
+    with forked_rng(4):
+        assert not torch.equal(model.unroll(empty, unknown), anew)
+
+
+# -- beginnings --------------------------------------------------------------------------
+
+
+def test_the_lower_half_of_an_image_follows_its_upper_half() -> None:
+    model = made(lambda: Transformer((1, 2, 2), levels=3, **_SMALL), spread=0.5)
+    num = 20_000
+    x = torch.tensor([[[[0.5, 1.0], [torch.nan, torch.nan]]]], dtype=torch.float64)
+    mask = torch.tensor([[[True, True], [False, False]]])
+    drawn = model.condition(x, mask, num, seed=0)
+    assert drawn.shape == (num, 1, 1, 2, 2)
+    assert bool((drawn[..., 0, :] == x[..., 0, :]).all())
+    rest = torch.cartesian_prod(*[torch.linspace(0, 1, 3, dtype=torch.float64)] * 2)
+    full = x.expand(9, -1, -1, -1).clone()
+    full[:, 0, 1] = rest
+    with torch.no_grad():
+        p = model.log_likelihood(full).value.softmax(0)
+    hits = (drawn[:, 0, 0, 1, None] == rest).all(-1).double()
+    assert_mean(hits, p, "completions")
+
+
+def test_beginnings_may_differ_in_length_and_in_context() -> None:
+    model = made(ON_GRIDS["tokens-of-classes"])
+    x = model.sample(5, torch.arange(5) % 3, seed=1)
+    lengths = torch.tensor([0, 1, 2, 3, 4])
+    mask = torch.arange(4) < lengths[:, None]
+    drawn = model.condition(x, mask, 3, context=torch.arange(5) % 3, seed=2)
+    assert drawn.shape == (3, 5, 4)
+    assert bool((drawn == x)[:, mask].all())
+    assert torch.equal(model.condition(x, torch.tensor(True), context=torch.arange(5) % 3), x[None])
+    with pytest.raises(CapabilityError, match="mask"):
+        model.condition(x, ~mask, context=torch.arange(5) % 3)
+
+
+def test_part_of_a_chord_is_a_beginning() -> None:
+    model = made(ON_GRIDS["chords"])
+    x = model.sample(2000, seed=1)
+    mask = torch.tensor([[True] * 3, [True, False, False], [False] * 3])
+    drawn = model.condition(x, mask, seed=2)[0]
+    assert bool((drawn == x)[:, mask].all())
+    assert_mean(drawn[:, 1:].flatten(1) - x[:, 1:].flatten(1), 0.0, "completions of draws are draws")
+
+
+def test_what_fills_a_gap_is_refused() -> None:
+    model = made(ON_GRIDS["series"])
+    x = model.sample(2, seed=0)
+    with pytest.raises(CapabilityError, match="beginning"):
+        model.condition(x, torch.tensor([True, False, True, False, False]))
+
+
+# -- sequences that end early ------------------------------------------------------------
+
+
+RAGGED: dict[str, Make] = {
+    "tokens": lambda: Transformer((4,), levels=3, ragged=True, **_SMALL),
+    "chords": lambda: WaveNet((4, 2), levels=2, ragged=True, within="autoregressive", **_SERIES),
+}
+
+
+@pytest.mark.parametrize("make", RAGGED.values(), ids=RAGGED)
+def test_a_short_sequence_sums_over_its_continuations(make: Make) -> None:
+    model = made(make)
+    every = every_value(model)
+    start = every[:1].clone()
+    start[:, 2:] = torch.nan
+    alike = (every[:, :2] == start[:, :2]).flatten(1).all(-1)
+    with torch.no_grad():
+        expected = model.log_likelihood(every[alike]).value.logsumexp(0)
+        found = model.log_likelihood(start).value[0]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    start[:, 0] = torch.nan
+    start[:, 1] = 1.0
+    with pytest.raises(DataError, match="before its end"):
+        model.log_likelihood(start)
+
+
+def test_ragged_sequences_train_and_are_completed() -> None:
+    data = ppgen.datasets.sequences([[0, 1], [1, 0, 1, 1], [1, 1, 0], [0, 0, 1, 0]] * 5, levels=2)
+    with forked_rng(0):
+        model = WaveNet((4,), levels=2, ragged=True, dilations=(1, 2), channels=4)
+    assert ppgen.fit(model, data.train, epochs=2, device="cpu", progress=False).history
+    drawn = model.condition(data.train.x, torch.tensor(True), seed=0)
+    assert not bool(drawn.isnan().any())
+    with forked_rng(0), pytest.raises(DataError, match="missing"):
+        ppgen.fit(WaveNet((4,), levels=2), data.train, epochs=1, progress=False)
+
+
+# -- contexts ----------------------------------------------------------------------------
+
+
+def test_sequences_are_read_before_others() -> None:
+    model = made(ON_GRIDS["tokens-after-tokens"])
+    labels = torch.tensor([[0, 2], [1, 1]])
+    one_hot = functional.one_hot(labels, 3).double()
+    x = model.sample(2, labels, seed=0)
+    with torch.no_grad():
+        by_labels = model.log_likelihood(x, labels).value
+        assert torch.equal(by_labels, model.log_likelihood(x, one_hot).value)
+        assert not torch.equal(by_labels, model.log_likelihood(x, labels.flip(0)).value)
+    assert model.condition(x, torch.tensor(False), 2, context=labels, seed=1).shape == (2, 2, 3)
+    with pytest.raises(ShapeError, match="context"):
+        model.log_likelihood(x, torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_local_context_reaches_its_own_step_and_later_ones() -> None:
+    model = made(ON_GRIDS["series-beside-series"])
+    context = torch.zeros(1, 4, 2, dtype=torch.float64)
+    x = model.sample(1, context, seed=0)
+    base = model.network(model.steps.split(x), context)
+    context[:, 2, 0] = 1.0
+    moved = (model.network(model.steps.split(x), context) != base).any(-1)
+    assert moved[0].tolist() == [False, False, True, True]
+
+
+# -- generation --------------------------------------------------------------------------
+
+
+def text_model(**options: Any) -> Any:
+    return made(lambda: Transformer((6,), levels=4, **_SMALL, **options), spread=0.5)
+
+
+def test_generation_at_temperature_one_draws_from_the_model() -> None:
+    model, num = text_model(), 20_000
+    prompt = torch.tensor([0.0, 1.0, 1 / 3, 2 / 3], dtype=torch.float64)
+    drawn = model.generate(prompt, num, seed=0)
+    assert drawn.shape == (num, 6)
+    rest = torch.cartesian_prod(*[torch.linspace(0, 1, 4, dtype=torch.float64)] * 2)
+    with torch.no_grad():
+        p = model.log_likelihood(torch.cat([prompt.expand(16, -1), rest], -1)).value.softmax(0)
+    hits = ((drawn[:, None, 4:] - rest).abs() < 1e-9).all(-1).double()
+    assert_mean(hits, p, "continuations")
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.5, None), (2.0, None), (1.0, 2), (0.7, 1)])
+def test_sharpened_conditionals(temperature: float, top_k: int | None) -> None:
+    model, num = text_model(), 20_000
+    first = model.generate(num=num, num_steps=1, temperature=temperature, top_k=top_k, seed=0)[:, 0]
+    with torch.no_grad():
+        params, _ = model.network.begin(torch.zeros(1, 0, 1, dtype=torch.float64))
+    logits = params[0] / temperature
+    if top_k is not None:
+        logits[logits < logits.topk(top_k).values[-1]] = -torch.inf
+    frequency = torch.bincount((first * 3).round().long(), minlength=4).double() / num
+    p = logits.softmax(-1)
+    assert_close_to(frequency, p, (p * (1 - p) / num).sqrt(), "frequencies")
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("length", [0, 3, 5, 6, 20])
+def test_prompts_of_any_length_go_on_for_as_long_as_wanted(length: int, positions: str) -> None:
+    model = text_model(positions=positions)
+    prompt = torch.ones(length, dtype=torch.float64)
+    drawn = model.generate(prompt, 3, num_steps=15, seed=0)
+    assert drawn.shape == (3, length + 15)
+    assert bool((drawn[:, :length] == 1).all())
+    model.support.check(drawn)
+
+
+def test_a_sliding_window_is_taken_for_a_beginning() -> None:
+    model = text_model()
+    prompt = torch.linspace(0, 1, 4, dtype=torch.float64).repeat(5)
+    greedy = model.generate(prompt, num_steps=2, top_k=1, seed=0)
+    last = model.generate(prompt[-5:], num_steps=1, top_k=1, seed=0)
+    assert torch.equal(greedy[:, 20], last[:, 5])
+    after = model.generate(
+        greedy[0, -4:-1], num_steps=1, top_k=1
+    )  # six are full: the last three are read anew
+    assert torch.equal(greedy[:, 21], after[:, 3])
+
+
+def test_bad_generation() -> None:
+    model = text_model()
+    full = torch.zeros(6, dtype=torch.float64)
+    for options, error, match in (
+        ({"prompt": full}, ConfigError, "num_steps"),
+        ({"temperature": 0.0}, ConfigError, "temperature"),
+        ({"top_k": 0}, ConfigError, "top_k"),
+        ({"prompt": full[None, None]}, ShapeError, "prompt"),
+        ({"prompt": full + 0.1, "num_steps": 1}, DataError, "prompt"),
+    ):
+        with pytest.raises(error, match=match):
+            model.generate(**options)
+
+
+# -- training ----------------------------------------------------------------------------
+
+
+def markov_chain(num: int, length: int, seed: int) -> tuple[Tensor, float, Tensor]:
+    """Draws of a chain of three states, its entropy in nats over ``length`` steps, and log p of each draw."""
+    initial = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    move = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    state = torch.multinomial(initial.expand(num, -1), 1, generator=generator)[:, 0]
+    states, log_p = [state], initial[state].log()
+    entropy, marginal = -(initial * initial.log()).sum(), initial
+    for _ in range(length - 1):
+        entropy = entropy - (marginal @ (move * move.log())).sum()
+        marginal = marginal @ move
+        new = torch.multinomial(move[state], 1, generator=generator)[:, 0]
+        log_p = log_p + move[state, new].log()
+        states.append(new)
+        state = new
+    return torch.stack(states, -1).float() / 2, float(entropy), log_p
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformer", "wavenet"])
+def test_a_markov_chain_is_learnt_to_its_entropy(name: str) -> None:
+    length = 12
+    train, entropy, _ = markov_chain(20_000, length, 0)
+    test, _, log_p = markov_chain(4000, length, 1)
+    with forked_rng(0):
+        model: Stepwise = (
+            Transformer((length,), levels=3, num_layers=1, num_heads=2, dim=32)
+            if name == "transformer"
+            else WaveNet((length,), levels=3, dilations=(1,), channels=16)
+        )
+    ppgen.fit(model, Split(train, values=grid(3)), epochs=10, learning_rate=3e-3, schedule="cosine",
+              device="cpu", progress=False)  # fmt: skip
+    found = metrics.nll(model, Split(test, values=grid(3)))
+    assert_close_to(found.value, entropy, found.std_error, "nll")
+    # Against the chain itself, on the same data: the excess is a Kullback-Leibler divergence.
+    with torch.no_grad():
+        excess = log_p.mean() - model.log_likelihood(test).value.mean()
+    assert float(excess) < 0.01 * entropy
+
+
+@pytest.mark.parametrize("name", ["transformer", "wavenet"])
+def test_a_sequence_without_entropy_is_learnt_by_heart(name: str) -> None:
+    pattern = torch.tensor([0, 2, 1, 1, 0, 1, 2, 2, 0, 0]).float() / 2
+    data = Split(pattern.expand(64, -1).contiguous(), values=grid(3))
+    with forked_rng(0):
+        model: Stepwise = (
+            Transformer((10,), levels=3, num_layers=1, num_heads=2, dim=16)
+            if name == "transformer"
+            else WaveNet((10,), levels=3, dilations=(1, 2, 4), channels=8)
+        )
+    ppgen.fit(model, data, epochs=150, batch_size=None, learning_rate=1e-2, device="cpu", progress=False)
+    assert float(metrics.nll(model, data).value) < 0.05
+    assert torch.equal(model.sample(1, seed=0)[0], pattern)
+    assert float(metrics.perplexity(model, data).value) < 1.01
+
+
+def test_real_series_are_measured_before_training() -> None:
+    with forked_rng(0):
+        x = torch.randn(200, 4, 2) * torch.tensor([1.0, 50.0]) + torch.tensor([0.0, 1000.0])
+        model = WaveNet((4, 2), dilations=(1,), channels=4)
+    assert isinstance(model, HasInitialiser)
+    model.initialise(x)
+    torch.testing.assert_close(model.step_head.loc, x.flatten(0, 1).mean(0))
+    with torch.no_grad():
+        assert float(model.log_likelihood(x).value.mean()) > -60
+
+
+def test_dropout_thins_densities_in_training_and_no_draws() -> None:
+    model = made(lambda: Transformer((4,), levels=3, dropout=0.5, **_SMALL)).train()
+    x = model.sample(8, seed=0)
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert torch.equal(x, model.eval().sample(8, seed=0))
+    with torch.no_grad(), forked_rng(0):
+        still = model.log_likelihood(x).value
+        assert torch.equal(still, model.log_likelihood(x).value)
+        assert not torch.equal(still, model.train().log_likelihood(x).value)
+
+
+# -- bad input ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: Transformer((4,), levels=1), ConfigError, "levels"),
+        (lambda: Transformer((4,), dim=6, num_heads=2), ConfigError, "dim"),
+        (lambda: Transformer((4,), num_layers=0), ConfigError, "num_layers"),
+        (lambda: Transformer((4,), dropout=1.0), ConfigError, "dropout"),
+        (lambda: Transformer((4,), positions="none"), ConfigError, "positions"),  # type: ignore[arg-type]
+        (lambda: Transformer((4,), context_length=2), ConfigError, "context_length"),
+        (lambda: Transformer((0,)), ShapeError, "event_shape"),
+        (lambda: WaveNet((1, 2, 2)), ShapeError, "series"),
+        (lambda: WaveNet((4,), dilations=(0,)), ConfigError, "dilations"),
+        (lambda: WaveNet((4,), num_blocks=0), ConfigError, "num_blocks"),
+        (lambda: WaveNet((4,), channels=0), ConfigError, "channels"),
+        (lambda: WaveNet((4,), within="chain"), ConfigError, "within"),  # type: ignore[arg-type]
+        (lambda: WaveNet((4,), head="categorical"), ConfigError, "levels"),
+        (lambda: WaveNet((4,), local_context=True), ConfigError, "context"),
+        (lambda: WaveNet((4,), context_dim=-1), ConfigError, "context_dim"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_arguments(build: Make, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        build()
+
+
+def test_values_off_the_grid_are_refused() -> None:
+    model = made(ON_GRIDS["tokens"])
+    with pytest.raises(DataError, match="grid"):
+        metrics.nll(model, torch.full((4, 4), 0.3))
+    with pytest.raises(DataError, match="levels"):
+        ppgen.fit(model, Split(torch.zeros(4, 4), values=BINARY), epochs=1, progress=False)
+
+
+def test_capabilities() -> None:
+    for make in (ON_GRIDS["tokens"], ON_GRIDS["series"]):
+        model = made(make)
+        assert isinstance(model, HasLogLikelihood)
+        assert isinstance(model, HasConditioning)
+    assert math.isfinite(model.num_parameters)
+    assert isinstance(model.network, nn.Module)
