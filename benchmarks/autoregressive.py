@@ -61,8 +61,8 @@ def _row(size: int, num: int) -> dict[str, Any]:
     differing = float((cached() != uncached()).double().mean())
     ours_ms, peer_ms = interleaved(cached, uncached, repeats=3)
     return {
-        "benchmark": "PixelCNN sampling",
-        "case": f"{num} of {size}x{size}, {100 * (1 - differing):.4g} % of pixels equal",
+        "benchmark": "autoregressive",
+        "case": f"PixelCNN, {num} of {size}x{size}, {100 * (1 - differing):.4g} % of pixels equal",
         "ours_ms": ours_ms,
         "peer_ms": peer_ms,
         "peer": "whole network a pixel",
@@ -91,8 +91,8 @@ def _sequence_row(name: str, num: int) -> dict[str, Any]:
     differing = float((draw(cached=True) != draw(cached=False)).double().mean())
     ours_ms, peer_ms = interleaved(lambda: draw(cached=True), lambda: draw(cached=False), repeats=3)
     return {
-        "benchmark": f"{name} sampling",
-        "case": f"{num} of length 256, {100 * (1 - differing):.4g} % of values equal",
+        "benchmark": "autoregressive",
+        "case": f"{name}, {num} of length 256, {100 * (1 - differing):.4g} % of values equal",
         "ours_ms": ours_ms,
         "peer_ms": peer_ms,
         "peer": "whole past a step",

@@ -58,10 +58,10 @@ def run() -> list[dict[str, Any]]:
                 return peer.fit(symbols, lengths)
 
             return [
-                _row("hmm forward", likelihood, scored, "hmmlearn", 1.0, 10),
-                _row("hmm EM iteration", lambda: model.em_step(x), refitted, "hmmlearn", 1.0, 5),
-                _row("hmm forward", likelihood, enumerated, "pyro TraceEnum_ELBO", 1 / 100, 1),
-                _row("hmm forward", likelihood, lambda: discrete(indices), "pyro DiscreteHMM", None, 3),
+                _row("forward", likelihood, scored, "hmmlearn", 1.0, 10),
+                _row("EM iteration", lambda: model.em_step(x), refitted, "hmmlearn", 1.0, 5),
+                _row("forward", likelihood, enumerated, "pyro TraceEnum_ELBO", 1 / 100, 1),
+                _row("forward", likelihood, lambda: discrete(indices), "pyro DiscreteHMM", None, 3),
             ]
     finally:
         torch.set_num_threads(threads)
@@ -114,8 +114,8 @@ def _row(
 ) -> dict[str, Any]:
     ours_ms, peer_ms = interleaved(ours, theirs, inner=inner)
     return {
-        "benchmark": name,
-        "case": _CASE,
+        "benchmark": "hmm",
+        "case": f"{name}, {_CASE}",
         "ours_ms": ours_ms,
         "peer_ms": peer_ms,
         "peer": peer,

@@ -52,7 +52,7 @@ def _row(name: str, k: int) -> dict[str, Any]:
     )
     peer_ms *= num / peer.families_a_round
     return {
-        "benchmark": "BDeu families",
+        "benchmark": "structure_scores",
         "case": f"{name}, {_ROWS} rows, k={k}, {num:,} families",
         "ours_ms": ours_ms,
         "peer_ms": peer_ms,

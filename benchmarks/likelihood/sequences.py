@@ -120,7 +120,7 @@ def _wavenet(run: Run, within: Any) -> Figure:
             num_blocks=1,
             num_layers=5,
             channels=channels,
-            dropout=0.3,
+            dropout=0.2,
             ragged=True,
         )
     return _train_and_test(
@@ -129,10 +129,8 @@ def _wavenet(run: Run, within: Any) -> Figure:
         run,
         f"5 layers of {channels} channels, notes {within}, AdamW",
         max_seconds=300.0 if run.size == "full" else 240.0,
-        batch_size=16,
-        learning_rate=2e-3,
-        clip_norm=5.0,
-        patience=15,
+        batch_size=8,
+        learning_rate=3e-3,
         optimizer=functools.partial(torch.optim.AdamW, weight_decay=0.1, fused=True),
     )
 

@@ -40,7 +40,7 @@ class ContinuousTransform(FlowTransform):
         tolerance: error of one step of ``"dopri5"``.
         trace: how the log-determinant is found: ``"full"``, or ``"hutchinson"`` with probes drawn anew at
             each call.
-        num_probes: probes a datum of ``"hutchinson"``.
+        num_probes: probes a datum of ``"hutchinson"``, 2 or more, so that their spread shows their error.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ContinuousTransform(FlowTransform):
         super().__init__()
         if solver not in get_args(Solver):
             raise ConfigError(f"solver: expected one of {', '.join(get_args(Solver))}, got {solver!r}")
-        for name, count in (("num_steps", num_steps), ("num_probes", num_probes)):
-            if count < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {count}")
+        for name, count, least in (("num_steps", num_steps, 1), ("num_probes", num_probes, 2)):
+            if count < least:
+                raise ConfigError(f"{name}: expected {least} or more, got {count}")
         if not 0 < tolerance < 1:
             raise ConfigError(f"tolerance: expected a number between 0 and 1, got {tolerance}")
         check_trace(trace)

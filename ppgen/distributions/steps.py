@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ppgen.distributions.heads import Head
 from ppgen.errors import DataError
-from ppgen.nn.masked import AutoregressiveMLP
+from ppgen.nn.masked import AutoregressiveMLP, MaskedLinear
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,11 @@ class ChainedStep(nn.Module):
         self.network = AutoregressiveMLP(
             num_dims, hidden, head.num_params, order=torch.arange(num_dims), context_dim=num_features
         )
+
+    @torch.no_grad()
+    def start_from(self, params: Tensor) -> None:
+        """Set the bias of the conditionals' parameters, ``(P * D,)``: the first of all coordinates, ..."""
+        cast(MaskedLinear, self.network.layers[-1]).bias.copy_(params)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         """Sum over the coordinates' conditionals, in one pass."""

@@ -68,7 +68,7 @@ class ContinuousFlow(Flow):
         tolerance: error of one step of ``"dopri5"``, relative to one plus the size of the state.
         trace: how the density finds the log-determinant: ``"full"`` or ``"hutchinson"``; by default in full
             up to 128 coordinates.
-        num_probes: random probes a datum of ``"hutchinson"``.
+        num_probes: random probes a datum of ``"hutchinson"``, 2 or more.
 
     Attributes:
         transform: the layer from noise to standardised data.
@@ -140,7 +140,7 @@ class ContinuousFlow(Flow):
         self.check_context(context)
         method = method or self.transform.trace
         check_trace(method)
-        num_probes = num_probes or self.transform.num_probes
+        num_probes = self.transform.num_probes if num_probes is None else num_probes
         if method == "hutchinson" and num_probes < 2:
             raise ConfigError(f"num_probes: a standard error needs 2 probes or more, got {num_probes}")
         features = self.distribution(context).context

@@ -106,8 +106,9 @@ class Stepwise(Autoregressive):
         """Log p(x_n), shape ``(N,)``, in nats, in one pass."""
         steps = self.steps.split(x)
         beyond = beyond_the_end(steps) if self.support.missing else None
-        if beyond is not None:
-            steps = steps.nan_to_num(0.0)
+        if beyond is not None:  # no datum needs the steps beyond the longest one's end
+            longest = int((~beyond).any(0).sum())
+            steps, beyond = steps[:, :longest].nan_to_num(0.0), beyond[:, :longest]
         params = self._network(steps, self._items(context))
         each = self._head.log_prob(params, steps)
         return (each if beyond is None else each.masked_fill(beyond, 0.0)).sum(-1)

@@ -140,15 +140,27 @@ class WaveNet(Stepwise):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Note mean and scale of real training data ``(N, *event_shape)``, by coordinate of a step."""
+        """Start from the margins of training data ``(N, *event_shape)``, of each coordinate of a step.
+
+        Real data: mean and scale are noted, and inputs and outputs are in their units. Binary data: inputs
+        are standardised, and the model begins as independent coordinates of the right frequencies.
+        """
         self.check_event(x)
-        if isinstance(self.step_head, StandardisedStep):
-            steps = self.steps.split(x).flatten(0, 1)
-            steps = steps[~steps.isnan().any(-1)]
-            scale = steps.std(0, correction=0) if len(steps) else torch.ones_like(self.step_head.scale)
-            for part in (self.step_head, self.network.embedding):
-                part.loc.copy_(steps.mean(0) if len(steps) else torch.zeros_like(scale))
-                part.scale.copy_(torch.where(scale > 0, scale, 1.0))
+        steps = self.steps.split(x).flatten(0, 1)
+        steps = steps[~steps.isnan().any(-1)]
+        if len(steps) and self.head.levels in (None, 2):
+            scale = steps.std(0, correction=0)
+            # A value that is hardly ever seen is no reason for huge inputs.
+            scale = torch.where(scale > 0, scale if self.head.levels is None else scale.clamp_min(0.1), 1.0)
+            embedding, head = self.network.embedding, self.step_head
+            embedding.loc.copy_(steps.mean(0))
+            embedding.scale.copy_(scale)
+            if isinstance(head, StandardisedStep):
+                head.loc.copy_(embedding.loc)
+                head.scale.copy_(scale)
+            else:
+                logits = ((steps.sum(0) + 0.5) / (len(steps) + 1)).logit()
+                (head if isinstance(head, ChainedStep) else self.network).start_from(logits)
         self.initialised.fill_(True)
 
 

@@ -389,6 +389,7 @@ def test_what_makes_no_continuous_flow_is_named() -> None:
         {"coupling": "greedy"},
         {"solver": "euler"},
         {"num_steps": 0},
+        {"num_probes": 1},
         {"tolerance": 0.0},
         {"trace": "half"},
         {"num_bins": 1},

@@ -19,6 +19,7 @@ from ppgen.contract import Kind
 from ppgen.datasets.split import Split
 from ppgen.datasets.values import BINARY, REAL
 from ppgen.errors import CapabilityError, ConfigError, SamplingWarning, ShapeError
+from ppgen.inference.annealing.walk import anneal
 from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
 from ppgen.inference.partition import PartitionEstimate
 from ppgen.inference.svi import fit
@@ -113,6 +114,28 @@ def test_the_known_log_partition_is_never_stale() -> None:
         second = rbm.log_partition().value
     assert second > first
     torch.testing.assert_close(second, rbm.log_partition().value.detach())
+
+
+def test_an_annealed_log_partition_is_kept_for_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rbm, calls = machine(), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return anneal(*args, **kwargs)
+
+    monkeypatch.setattr("ppgen.inference.partition.anneal", counted)
+    options: dict[str, Any] = {
+        "num_chains": 20,
+        "num_temperatures": 10,
+        "reverse": False,
+        "search_start": False,
+    }
+    first = rbm.log_partition(method="ais", seed=0, **options)
+    assert rbm.log_partition(method="ais", seed=0, **options) is first
+    assert len(calls) == 1
+    rbm.start_mean.data.add_(0.1)
+    rbm.log_partition(method="ais", seed=0, **options)
+    assert len(calls) == 2
 
 
 def test_pseudo_likelihood_of_independent_units_is_the_likelihood() -> None:

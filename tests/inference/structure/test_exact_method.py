@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppgen.errors import ConfigError, DataError
+from ppgen.errors import ConfigError, DataError, SamplingWarning
 from ppgen.inference.structure.exact.best import adjacency_of, columns_of
 from ppgen.inference.structure.exact.marginals import PriorKind
 from ppgen.inference.structure.exact.method import Exact, log_num_graphs
@@ -123,7 +123,8 @@ def _assert_edges(drawn: GraphSource, exact: GraphSource) -> None:
 def test_too_many_nodes_are_drawn_with_weights_and_said() -> None:
     problem = _problem(8, "uniform", agents=1)
     exact = Exact().run(problem, seed=0)
-    drawn = Exact(max_seconds=3e-4).run(problem, seed=0)
+    with pytest.warns(SamplingWarning, match="8 nodes are too many"):
+        drawn = Exact(max_seconds=3e-4).run(problem, seed=0)
     assert drawn.attributes["way"] == "weighted draws"
     assert isinstance(drawn.source, SampledSource)
     assert "8 nodes are too many for sums over DAGs" in drawn.warnings[0]

@@ -411,7 +411,7 @@ def test_metrics_take_a_posterior() -> None:
     expected = metrics.auroc(truth, posterior.edge_probabilities)
     assert metrics.auroc(truth, posterior) == expected == metrics.auroc(truth, posterior.source)
     with pytest.raises(DataError, match="estimate: expected one graph, got a posterior"):
-        metrics.shd(truth, posterior)  # type: ignore[arg-type]
+        metrics.shd(truth, posterior)
 
 
 def test_save_and_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

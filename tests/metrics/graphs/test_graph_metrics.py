@@ -282,7 +282,7 @@ def test_what_does_not_match_is_refused() -> None:
     with pytest.raises(DataError, match="entries 0 and 1"):
         metrics.shd(truth, torch.full((2, 2), 0.5))
     with pytest.raises(DataError, match="reference: expected a networkx graph, .* got a list"):
-        metrics.shd([("a", "b")], truth)  # type: ignore[arg-type]
+        metrics.shd([("a", "b")], truth)
     with pytest.raises(DataError, match="itself"):
         metrics.shd(truth, torch.eye(2))
     with pytest.raises(DataError, match="numbers from 0 to 1"):

@@ -2,7 +2,6 @@ r"""DAGMA: a linear DAG along a central path of log-determinants (Bello, Aragam 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +14,7 @@ from ppgen.inference.interrupts import Interrupts
 from ppgen.inference.structure.gradient.acyclicity import log_determinant
 from ppgen.inference.structure.gradient.least_squares import LeastSquares
 from ppgen.inference.structure.gradient.minimise import minimise
-from ppgen.inference.structure.gradient.notears import Optimum, check_point_options
-from ppgen.inference.structure.gradient.point_estimate import conclude, prepare
+from ppgen.inference.structure.gradient.point_estimate import Optimum, check_point_options, estimate
 from ppgen.inference.structure.problem import Learned, Problem
 
 
@@ -68,19 +66,7 @@ class DAGMA:
                 other than uniform, or constraints that contradict each other.
             DataError: fewer than two rows; a constant column that is to be standardised.
         """
-        start = time.perf_counter()
-        setting = prepare(problem, "DAGMA", self.penalty, self.standardise)
-        optimum = self.optimise(setting.squares, progress=problem.progress)
-        doubts = []
-        if not optimum.complete:
-            doubts.append("DAGMA was interrupted: the weights are those of a search that had not ended")
-        attributes = {
-            "acyclicity": optimum.acyclicity,
-            "stationarity": optimum.violation,
-            "interrupted": not optimum.complete,
-            "seconds": time.perf_counter() - start,
-        }
-        return conclude(problem, setting, "DAGMA", optimum.weights, self.threshold, doubts, attributes)
+        return estimate(problem, self, "DAGMA")
 
     def optimise(self, squares: LeastSquares, *, progress: bool = False) -> Optimum:
         r"""The weights before any threshold; the multiplier of h is :math:`1 / \mu` at the end."""

@@ -2,42 +2,21 @@ r"""NOTEARS: a linear DAG as a continuous optimum (Zheng, Aragam, Ravikumar & Xi
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppgen.errors import ConfigError
 from ppgen.inference.interrupts import Interrupts
 from ppgen.inference.structure.gradient.acyclicity import trace_exponential
 from ppgen.inference.structure.gradient.least_squares import LeastSquares
 from ppgen.inference.structure.gradient.minimise import minimise
-from ppgen.inference.structure.gradient.point_estimate import conclude, prepare
+from ppgen.inference.structure.gradient.point_estimate import Optimum, check_point_options, estimate
 from ppgen.inference.structure.problem import Learned, Problem
 
 #: largest gradient at which the multiplier is updated, before the last minimisation
 _ON_THE_WAY = 1e-3
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """Where the search for weights ended.
-
-    Attributes:
-        weights: W, shape (n, n).
-        acyclicity: h(W).
-        multiplier: of h in the Lagrangian, for which W is stationary.
-        violation: the largest entry of the gradient of the Lagrangian (its least subgradient).
-        complete: whether it ended by itself.
-    """
-
-    weights: Tensor
-    acyclicity: float
-    multiplier: float
-    violation: float
-    complete: bool
 
 
 @dataclass(frozen=True)
@@ -91,21 +70,7 @@ class NOTEARS:
                 other than uniform, or constraints that contradict each other.
             DataError: fewer than two rows; a constant column that is to be standardised.
         """
-        start = time.perf_counter()
-        setting = prepare(problem, "NOTEARS", self.penalty, self.standardise)
-        optimum = self.optimise(setting.squares, progress=problem.progress)
-        doubts = []
-        if not optimum.complete:
-            doubts.append("NOTEARS was interrupted: the weights are those of a search that had not ended")
-        elif optimum.acyclicity > self.tolerance:
-            doubts.append(f"NOTEARS ended with h = {optimum.acyclicity:.2g}, above {self.tolerance:g}")
-        attributes = {
-            "acyclicity": optimum.acyclicity,
-            "stationarity": optimum.violation,
-            "interrupted": not optimum.complete,
-            "seconds": time.perf_counter() - start,
-        }
-        return conclude(problem, setting, "NOTEARS", optimum.weights, self.threshold, doubts, attributes)
+        return estimate(problem, self, "NOTEARS", self.tolerance)
 
     def optimise(self, squares: LeastSquares, *, progress: bool = False) -> Optimum:
         """The weights before any threshold."""
@@ -162,10 +127,3 @@ class _Augmented:
         pull = self.multiplier + self.stiffness * h
         value = loss + self.multiplier * h + self.stiffness / 2 * h**2
         return value, self.squares.free(gradient + pull * 2 * weights * slope)
-
-
-def check_point_options(penalty: float, threshold: float) -> None:
-    """Raise where the options of a point estimate are out of range."""
-    for name, value in (("penalty", penalty), ("threshold", threshold)):
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{name}: expected a finite number >= 0, got {value!r}")

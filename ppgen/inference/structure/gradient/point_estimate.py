@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -90,6 +90,25 @@ def varsortability(adjacency: Tensor, variances: Tensor) -> tuple[float, int]:
 
 
 @dataclass(frozen=True)
+class Optimum:
+    """Where the search for weights ended.
+
+    Attributes:
+        weights: W, shape (n, n).
+        acyclicity: h(W).
+        multiplier: of h in the Lagrangian, for which W is stationary.
+        violation: the largest entry of the gradient of the Lagrangian (its least subgradient).
+        complete: whether it ended by itself.
+    """
+
+    weights: Tensor
+    acyclicity: float
+    multiplier: float
+    violation: float
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Setting:
     """A problem made ready for a linear point estimate.
 
@@ -127,26 +146,46 @@ def prepare(problem: Problem, method: str, penalty: float, standardise: bool) ->
     return Setting(squares, known, scale)
 
 
-def conclude(
-    problem: Problem,
-    setting: Setting,
-    method: str,
-    weights: Tensor,
-    threshold: float,
-    doubts: list[str],
-    attributes: Mapping[str, Any],
-) -> Learned:
-    """The DAG of a matrix of weights, with warnings that are also issued.
+class PointMethod(Protocol):
+    """A method that finds one matrix of weights: its options and its optimiser."""
+
+    @property
+    def penalty(self) -> float:
+        """Of the absolute weights."""
+
+    @property
+    def threshold(self) -> float:
+        """The least absolute weight of an edge."""
+
+    @property
+    def standardise(self) -> bool:
+        """Whether columns are divided by their standard deviations first."""
+
+    def optimise(self, squares: LeastSquares, *, progress: bool = False) -> Optimum:
+        """The weights before any threshold."""
+
+
+def estimate(problem: Problem, method: PointMethod, name: str, tolerance: float = math.inf) -> Learned:
+    """The DAG of the weights that a method finds, with warnings that are also issued.
 
     Args:
         problem: as it was given.
-        setting: as it was made ready.
-        method: its name.
-        weights: W at the optimum, in the units of the scaled columns.
-        threshold: the least absolute weight of an edge.
-        doubts: what the optimiser has to say.
-        attributes: figures of the run.
+        method: how weights are found.
+        name: of the method, in sentences.
+        tolerance: the value of the acyclicity function above which a complete search is doubted.
+
+    Raises:
+        ConfigError, DataError: as :func:`prepare`.
     """
+    start = time.perf_counter()
+    setting = prepare(problem, name, method.penalty, method.standardise)
+    optimum = method.optimise(setting.squares, progress=problem.progress)
+    weights, threshold = optimum.weights, method.threshold
+    doubts = []
+    if not optimum.complete:
+        doubts.append(f"{name} was interrupted: the weights are those of a search that had not ended")
+    elif optimum.acyclicity > tolerance:
+        doubts.append(f"{name} ended with h = {optimum.acyclicity:.2g}, above {tolerance:g}")
     known, device = setting.known, weights.device
     allowed, required = known.allowed_edges.to(device), known.required_edges.to(device)
     found = threshold_to_dag(weights.abs(), threshold, allowed, required, known.max_parents)
@@ -155,28 +194,38 @@ def conclude(
     )
     if found.threshold > threshold:
         doubts.append(
-            f"{method} left a cycle at a threshold of {threshold:g}; it was raised to {found.threshold:.3g}"
+            f"{name} left a cycle at a threshold of {threshold:g}; it was raised to {found.threshold:.3g}"
         )
     for doubt in doubts:
         warn(doubt, SamplingWarning)
     if pairs >= 3 and sortable >= _SORTABLE:
         doubts.append(
-            f"{method} found causes with smaller variances than their effects in {sortable:.0%} of {pairs} "
+            f"{name} found causes with smaller variances than their effects in {sortable:.0%} of {pairs} "
             "pairs: the scale of the columns may have made the order; compare with standardise=True"
         )
         warn(doubts[-1], DataWarning)
     doubts.append(
-        f"{method} gives one graph and no uncertainty: probabilities are 0 and 1; a bootstrap or a "
+        f"{name} gives one graph and no uncertainty: probabilities are 0 and 1; a bootstrap or a "
         "posterior says how sure an edge is"
     )
     return Learned(
         source=SampledSource(found.adjacency[None]),
         warnings=tuple(doubts),
         attributes={
-            **attributes,
+            "acyclicity": optimum.acyclicity,
+            "stationarity": optimum.violation,
+            "interrupted": not optimum.complete,
+            "seconds": time.perf_counter() - start,
             "threshold": found.threshold,
             "varsortability": sortable,
             "num_edges": int(found.adjacency.sum()),
         },
         weighted_graph=weights * setting.scale / setting.scale[:, None] * found.adjacency,
     )
+
+
+def check_point_options(penalty: float, threshold: float) -> None:
+    """Raise where the options of a point estimate are out of range."""
+    for name, value in (("penalty", penalty), ("threshold", threshold)):
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{name}: expected a finite number >= 0, got {value!r}")
