@@ -16,6 +16,8 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import ppgen
+from ppgen.report.table import Number, Row, read_table
+from ppgen.report.table_html import values_title
 
 # For the processes that run the tutorials.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,8 +76,11 @@ napoleon_use_rtype = False
 
 # Tables of speed.md, from the figures that `make bench` wrote on the machine that the page names.
 _results = Path(__file__).parents[1] / "benchmarks" / "results"
-_measured = json.loads((_results / "cpu.json").read_text())
-_sampled = json.loads((_results / "mcmc.json").read_text())
+_records = {
+    name: json.loads((_results / f"{name}.json").read_text())
+    for name in ("cpu", "families", "mcmc", "structure")
+}
+_rows = [row for record in _records.values() for row in record["rows"]]
 
 
 def _ratio(value: float | None) -> str:
@@ -96,7 +101,7 @@ def _benchmark_table(name: str, common: str = "") -> str:
         "| case | against | ppgen, ms | peer, ms | ratio | target |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for row in _measured["rows"] + _sampled["rows"]:
+    for row in _rows:
         if row["benchmark"] == name:
             figures = (
                 f"{_ms(row['ours_ms'])} | {_ms(row['peer_ms'])} | "
@@ -108,7 +113,42 @@ def _benchmark_table(name: str, common: str = "") -> str:
     return "\n".join(lines)
 
 
-_machine = _measured["machine"]
+def _figure(number: Number | None) -> str:
+    return "" if number is None else str(number)
+
+
+def _survey_line(row: Row) -> str:
+    """A family or a reference with its figures, as a line of a table."""
+    seconds = "" if row.train_seconds is None else f"{row.train_seconds:.1f}"
+    name = row.title if row.group == "family" else f"*{row.title}*"
+    if row.status != "done":
+        return f"| {name} | {row.density.replace('_', ' ')} | {row.status} | | | |"
+    figures = [_figure(n) for n in (row.bits_per_dim, row.nll)]
+    columns = [name, row.density.replace("_", " "), *figures, seconds, _figure(row.fid)]
+    return f"| {' | '.join(columns)} |"
+
+
+def _survey_table(path: Path) -> str:
+    """What `ppgen survey` found, one table for each kind of values: only within one do figures compare."""
+    if not path.exists():
+        return "*There are no committed figures in this copy: `ppgen survey` measures them.*"
+    rows, made = read_table(path)
+    parts = [
+        f"Measured by `ppgen survey` on {made['date'][:10]}: data {made['data']}, seed {made['seed']}, "
+        f"a training budget of {made['budget']:.0f} seconds in all on {made['device'].upper()}, "
+        f"torch {made['torch']}."
+    ]
+    for values in dict.fromkeys(row.values for row in rows):
+        lines = [_survey_line(row) for row in rows if row.values == values]
+        head = (
+            f"| {values_title(values)} | density | bits/dim | nats a datum | seconds | FID-like |",
+            "|---|---|--:|--:|--:|--:|",
+        )
+        parts.append("\n".join([*head, *lines]))
+    return "\n\n".join(parts)
+
+
+_machine = _records["cpu"]["machine"]
 myst_substitutions = {
     "benchmark_machine": (
         f"measured on {_machine['time'][:10]} on an x86 CPU with {_machine['cores']} cores, of which "
@@ -120,6 +160,12 @@ myst_substitutions = {
     "benchmark_gmm_em": _benchmark_table("gmm_em"),
     "benchmark_rbm": _benchmark_table("rbm PCD epoch", "1797x64, 128 hidden, "),
     "benchmark_flows": _benchmark_table("flows"),
+    "benchmark_hmm": _benchmark_table("hmm"),
+    "benchmark_autoregressive": _benchmark_table("autoregressive"),
+    **{
+        f"benchmark_structure_{part}": _benchmark_table(f"structure_{part}")
+        for part in ("scores", "exact", "sachs", "sampled")
+    },
     "benchmark_ais": _benchmark_table("ais"),
     "benchmark_mcmc_pyro": _benchmark_table("mcmc sampling, best against Pyro"),
     "benchmark_mcmc_best": _benchmark_table("mcmc sampling, best against best"),
@@ -130,6 +176,7 @@ myst_substitutions = {
     "benchmark_mcmc_nuts": _benchmark_table("mcmc sampling, NUTS against NumPyro's"),
     "benchmark_mcmc_cold": _benchmark_table("mcmc cold, best against best"),
     "benchmark_mcmc_chains": _benchmark_table("mcmc chains"),
+    "survey_table": _survey_table(_results / "survey.json"),
 }
 
 html_theme = "furo"

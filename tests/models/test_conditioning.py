@@ -14,7 +14,9 @@ from torch import Tensor
 from ppgen.contract import GenerativeModel, HasConditioning
 from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.models import families
+from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.gaussian_mixture import GaussianMixture
+from ppgen.models.made import MADE
 from ppgen.models.rbm import RBM
 from ppgen.ops.random import forked_rng
 
@@ -24,6 +26,7 @@ Maker = Callable[[], GenerativeModel]
 def makers() -> dict[str, Maker]:
     found: dict[str, Maker] = {name: family.example for name, family in families().items()}
     found["image-mixture"] = lambda: GaussianMixture((1, 2, 2), num_components=3, covariance="tied")
+    found["made"] = lambda: MADE((3,), hidden=(8,), levels=3)  # of one order, which has beginnings
     found["gaussian-rbm"] = lambda: RBM((2, 2), num_hidden=3, visible="gaussian", num_gibbs_steps=5)
     with forked_rng(0):
         models = {name: make() for name, make in found.items()}
@@ -41,6 +44,10 @@ def start(make: Maker) -> tuple[Any, Tensor, Tensor]:
         x = model.sample(5)
         mask = torch.rand(x.shape) < 0.5
         mask.view(5, -1)[:, 0], mask.view(5, -1)[:, -1] = True, False
+        if isinstance(model, Autoregressive):  # these go on from beginnings
+            order = model.orders()[0]
+            lengths = torch.randint(1, len(order), (5, 1))
+            mask = mask.flatten(1).index_copy(1, order, torch.arange(len(order)) < lengths).view(x.shape)
     return model, x, mask
 
 
