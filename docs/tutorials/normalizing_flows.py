@@ -439,14 +439,8 @@ print(f"gap to the truth {gap:.3f} ± {error:.3f} nats")
 # %%
 digits = datasets.load("digits")
 with forked_rng(0):
-    glow = Glow(
-        digits.event_shape,
-        num_steps=2,
-        hidden_channels=32,
-        context_dim=10,
-        num_bins=digits.values.levels,
-        dropout=0.2,
-    )
+    sizes = {"num_steps": 2, "hidden_channels": 32, "context_dim": 10, "dropout": 0.2}
+    glow = Glow(digits.event_shape, num_bins=digits.values.levels, **sizes)
 options = {"batch_size": 64, "learning_rate": 5e-3, "clip_norm": 50.0}
 print(fit(glow, digits, epochs=2 if small else 8, **options))
 glow = glow.eval()

@@ -73,7 +73,17 @@ class ExpectationMaximisation(PenalisedLikelihood):
     def stepper(self, model: Program, guide: Program, options: StepOptions) -> Stepper:
         """EM iterations; see the class."""
         self.notes = []
-        return EMStepper(_learner(model), self.notes)
+        return EMStepper(self.learner(model), self.notes)
+
+    def learner(self, model: Program) -> HasExpectationMaximisation:
+        """The model that owns the program.
+
+        Raises:
+            CapabilityError: it has no EM step.
+        """
+        found = owner(model, "ExpectationMaximisation")
+        require(found, HasExpectationMaximisation, "ExpectationMaximisation")
+        return cast(HasExpectationMaximisation, found)
 
 
 class EMStepper:
@@ -107,9 +117,3 @@ class EMStepper:
         """Take up a state given by :meth:`state_dict`."""
         self.num_steps = state["num_steps"]
         self.notes[:] = state["notes"]
-
-
-def _learner(model: Program) -> HasExpectationMaximisation:
-    found = owner(model, "ExpectationMaximisation")
-    require(found, HasExpectationMaximisation, "ExpectationMaximisation")
-    return cast(HasExpectationMaximisation, found)

@@ -195,8 +195,10 @@ def _from_disk(key: str) -> Library | None:
     for path in folder.glob(f"{key}-*.so"):
         with contextlib.suppress(OSError):
             if is_private(path) and _checksum(path) == path.stem.rpartition("-")[2]:
-                os.utime(path)
-                return Library(ctypes.CDLL(str(path)), path, folder / f"{key}.cpp", 0.0, "disk")
+                source = folder / f"{key}.cpp"
+                for used in (path, source):  # what is in use stays longest
+                    os.utime(used)
+                return Library(ctypes.CDLL(str(path)), path, source, 0.0, "disk")
             path.unlink()
     return None
 

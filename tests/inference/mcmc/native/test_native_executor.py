@@ -7,6 +7,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from ppgen.inference.mcmc.kernel import Kernel, Params, State
 from ppgen.inference.mcmc.native.executor import NativeExecutor
 from ppgen.inference.mcmc.native.streams import streams
 from ppgen.inference.mcmc.nuts import nuts_kernel
+from ppgen.ops import compiled
 from ppgen.testing.statistics import assert_mean, assert_same_distribution
 from tests.inference.mcmc.native.by_hand import gaussian, hand_written
 
@@ -283,7 +285,9 @@ def test_streams_depend_on_the_seed_and_the_chain_only() -> None:
     assert_mean(neighbours.flatten(1).double(), 0.5)
 
 
-def test_compiled_once_for_params_of_one_shape() -> None:
+def test_compiled_once_for_params_of_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_LOADED", {})
     ready = executor()
     state = ready.run(first_state(ready, 20, torch.float32), params(torch.float32), num=1)[0]
     seconds = ready.info["trace_seconds"]
