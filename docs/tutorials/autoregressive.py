@@ -60,8 +60,10 @@ def mean_and_error(values):
 # | `MADE` | masks on the weights of a perceptron; several orders, averaged | vectors, rows of a table |
 # | `PixelCNN` | convolutions that see above and to the left | images |
 # | `PixelRNN` | a memory that runs over the image, by rows or by diagonals | small images |
-# | [`WaveNet`](text_and_series.py) | convolutions that see the past, each layer twice as far | series, sound |
-# | [`Transformer`](text_and_series.py) | attention to what came before | text, anything with few levels |
+# | `WaveNet` | convolutions that see the past, each layer twice as far | series, sound |
+# | `Transformer` | attention to what came before | text, anything with few levels |
+#
+# The last two are on the page on [text and series](text_and_series.py).
 #
 # What a conditional is, is a separate choice: one probability a level, a mixture of logistics cut into many
 # levels, or a mixture of Gaussians for real numbers.
@@ -372,8 +374,8 @@ print(
 assert bool((good - bad <= math.log(100) + 1e-9).all())
 
 # %% [markdown]
-# The other way round, a model that misses the true density by little may err in many of its samples: [Text and
-# series](text_and_series.py) counts them.
+# The other way round, a model that misses the true density by little may err in many of its samples: the page
+# on [text and series](text_and_series.py) counts them.
 #
 # ## When to choose it
 #
@@ -382,7 +384,7 @@ assert bool((good - bad <= math.log(100) + 1e-9).all())
 # - `MADE` for vectors and tables, in seconds. Average orders if only the density counts; keep one to
 #   condition.
 # - `PixelCNN` for images; `PixelRNN` where they are small and each pixel should see all before it.
-# - `WaveNet` for series and `Transformer` for text: [Text and series](text_and_series.py).
+# - `WaveNet` for series and `Transformer` for text: see [text and series](text_and_series.py).
 # - **Choose something else** if draws must be quick (a VAE or a coupling flow draws all pixels at once), if
 #   a code of the datum is wanted (a VAE), if any part may be missing (mixtures, and
 #   [graphical models](graphical_models.py)), or if data are few: these networks learn by heart, so keep a

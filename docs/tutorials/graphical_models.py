@@ -15,8 +15,9 @@
 #
 # The oldest generative models draw a graph first: which variable leans on which. What is not joined is
 # independent once its neighbours are known, and that is what makes sums over everything unseen possible.
-# Eight families of ppgen are of this kind. This page puts them on the same handwritten digits where that can
-# be done, and each on what it is made for, and says what the number that comes out means.
+# This page is about graphs with arrows: it puts the families on the same handwritten digits where that can be
+# done, and each on what it is made for, and says what the number that comes out means. Graphs without arrows
+# are those of [random fields](random_fields.py).
 
 # %%
 import itertools
@@ -35,9 +36,7 @@ from ppgen.models import (
     GaussianMixture,
     HiddenMarkov,
     KernelDensity,
-    LinearChainCRF,
     LinearGaussianStateSpace,
-    MarkovRandomField,
     NaiveBayes,
 )
 from ppgen.ops.random import forked_rng
@@ -63,13 +62,10 @@ def mean_and_error(values):
 # | `BayesianNetwork` | any DAG, or a tree that is learnt | nothing (or which graph) | a row of a table |
 # | `HiddenMarkov` | a chain of states, each emits one step | K states, T times | a sequence |
 # | `LinearGaussianStateSpace` | the same chain | vectors | a sequence of vectors |
-# | `LinearChainCRF` | an undirected chain of labels, given features | nothing | labels of a sequence |
-# | `MarkovRandomField` | any undirected graph | nothing, but all of it for Z | levels on sites |
 # | `KernelDensity` | which training datum → a point near it | the training datum | a real vector |
 #
 # With arrows, $p(x) = \prod_i p(x_i \mid \text{parents of } x_i)$, and every factor is a probability.
-# Without arrows, $p(x) = \frac{1}{Z} \prod_{ij} \psi_{ij}(x_i, x_j)$, and factors are any positive numbers:
-# then it is $Z$, the sum over all x, that costs.
+# So their product sums to 1 as it is, and what costs is only the sum over what is unseen.
 
 # %% [markdown]
 # ## The pair
@@ -121,9 +117,8 @@ assert abs(total - 1) < 1e-5
 # ## Fit
 #
 # One call trains them all, each by what suits it: naive Bayes and the tree by counting, the hidden Markov
-# model by EM, the field by gradients of its exact likelihood. The digits have two levels here. The hidden
-# Markov model reads them row by row, the tree picks one parent for each pixel, and in the field each pixel
-# leans on its four neighbours.
+# model by EM. The digits have two levels here. The hidden Markov model reads them row by row, and the tree
+# picks one parent for each pixel.
 
 # %%
 digits = datasets.load("digits").binarised()
@@ -142,18 +137,11 @@ with forked_rng(0):  # some start at random
         "naive Bayes": NaiveBayes(shape, num_classes=10, columns="bernoulli"),
         "tree": BayesianNetwork(shape, cardinalities=2),
         "hidden Markov": HiddenMarkov(shape, num_states=30, emission="bernoulli"),
-        "Ising field": MarkovRandomField(shape),
     }
 fits = {
     "naive Bayes": fit(models["naive Bayes"], epochs=2),
     "tree": fit(models["tree"], epochs=2),
     "hidden Markov": fit(models["hidden Markov"], epochs=60, patience=10),
-    "Ising field": fit(
-        models["Ising field"],
-        epochs=2 if small else 8,
-        batch_size=200,
-        learning_rate=0.1,
-    ),
 }
 for name, each in fits.items():
     print(f"{name:14}", each)
@@ -225,7 +213,7 @@ show_rows({"real": digits.test.x[:12], **draws})
 
 # %% [markdown]
 # Then what each makes of the upper half of a digit. `condition` draws what is missing given what is there,
-# and for these four the draws are exact, from the law that the model has. None was trained for it.
+# and for these three the draws are exact, from the law that the model has. None was trained for it.
 
 # %%
 seen = torch.zeros(shape, dtype=torch.bool)
@@ -422,145 +410,10 @@ assert float(spread[:, 50:60].mean()) > 1.5 * float(spread[:, 20:30].mean())
 assert abs(cover - 0.95) < 5 * error
 
 # %% [markdown]
-# ### Labels that hang together
-#
-# A conditional random field spends nothing on the features: it is $p(\text{labels} \mid \text{features})$
-# and no more. Let words of eight digits count upwards, with a jump now and then; every letter is a picture
-# of the digit. The field reads a word at once, and the same field with words of one letter cannot know what
-# stands beside it.
-
-# %%
-pictures = datasets.load("digits")
-
-
-def words(split, num, seed):
-    """Labels (num, 8) that go up by one, or jump with probability 0.3, and a picture of each."""
-    with forked_rng(seed):
-        labels = [torch.randint(10, (num,))]
-        for _ in range(7):
-            jump = torch.rand(num) < 0.3
-            labels.append(
-                torch.where(jump, torch.randint(10, (num,)), (labels[-1] + 1) % 10)
-            )
-        labels = torch.stack(labels, 1)
-        place = torch.rand(labels.shape)
-        chosen = torch.zeros_like(labels)
-        for k in range(10):
-            every = (split.y == k).nonzero()[:, 0]
-            at = labels == k
-            chosen[at] = every[(place[at] * len(every)).long()]
-    return labels.float(), split.x.flatten(1)[chosen]
-
-
-y, features = words(pictures.train, 60 if small else 150, seed=0)
-new_y, new_features = words(pictures.test, 200, seed=1)
-reader = LinearChainCRF((8,), num_labels=10, num_features=64)
-speller = LinearChainCRF((1,), num_labels=10, num_features=64)
-rounds = 25 if small else 40
-print(ppgen.fit(reader, (y, features), epochs=rounds, progress=False))
-print(
-    ppgen.fit(
-        speller,
-        (y.reshape(-1, 1), features.reshape(-1, 1, 64)),
-        epochs=rounds,
-        progress=False,
-    )
-)
-
-# %%
-apart = new_features.reshape(-1, 1, 64)
-with torch.no_grad():
-    nats = {
-        "whole words": reader.log_likelihood(new_y, new_features).value,
-        "letter by letter": speller.log_likelihood(new_y.reshape(-1, 1), apart)
-        .value.view(-1, 8)
-        .sum(1),
-    }
-    read = {
-        "whole words": reader.viterbi(new_features)[0],
-        "letter by letter": speller.viterbi(apart)[0].view(-1, 8),
-    }
-correct = {name: (labels == new_y).float().mean(1) for name, labels in read.items()}
-for name in read:
-    share, likely = mean_and_error(correct[name]), mean_and_error(nats[name])
-    print(
-        f"{name:16} {share[0]:.3f} ± {share[1]:.3f} letters right, "
-        f"log p(labels | pictures) {likely[0]:.2f} ± {likely[1]:.2f} nats a word"
-    )
-for found in (correct, nats):
-    gain, error = mean_and_error(found["whole words"] - found["letter by letter"])
-    assert gain > (2 if small else 4) * error
-
-# %% [markdown]
-# A word where the two differ:
-
-# %%
-rescued = correct["whole words"] - correct["letter by letter"]
-best = int(rescued.argmax())
-figure, panels = plt.subplots(1, 8, figsize=(6, 1.35), layout="constrained")
-for t, axes in enumerate(panels):
-    axes.imshow(new_features[best, t].view(8, 8), cmap="gray_r")
-    whole, letter = (int(read[name][best, t]) for name in read)
-    axes.set_title(
-        f"{whole}" if whole == letter else f"{whole}, not {letter}", fontsize=8
-    )
-    axes.axis("off")
-plt.show()
-assert rescued[best] > 0
-
-# %% [markdown]
-# ### A field at its critical point
-#
-# The Ising model on a torus is the oldest field of all. Its couplings at the critical point make patches of
-# all sizes, and Gibbs sampling, pixel by pixel, takes long to turn over a large one. Swendsen and Wang flip
-# whole clusters. Both leave the same law in place; here both start from all spins up.
-
-# %%
-side, num_chains, num_moves = (16, 24, 40) if small else (32, 48, 60)
-critical = math.log(1 + math.sqrt(2)) / 2
-ising = MarkovRandomField((side, side), graph="torus", tied=True)
-with torch.no_grad():
-    ising.coupling.fill_(critical)
-moves = {"Gibbs": ising.gibbs, "Swendsen–Wang": ising.swendsen_wang}
-magnetisation, states = {}, {}
-for name, move in moves.items():
-    x = torch.ones(num_chains, side, side)
-    trace = []
-    for step in range(num_moves):
-        x = move(x, 1, seed=step)
-        trace.append((2 * x - 1).mean((1, 2)))
-    magnetisation[name], states[name] = torch.stack(trace), x
-figure, (left, *pictured) = plt.subplots(
-    1, 3, figsize=(6.8, 2.4), layout="constrained", width_ratios=(1.5, 1, 1)
-)
-plain_axes(left, LIGHT)
-for (name, trace), colour in zip(
-    magnetisation.items(), (LIGHT.first, LIGHT.second), strict=True
-):
-    left.plot(trace.abs().mean(1), color=colour, label=name)
-left.set_xlabel("move", fontsize=9)
-left.set_ylabel("mean |magnetisation|", fontsize=9)
-left.legend(frameon=False, fontsize=8)
-for axes, (name, x) in zip(pictured, states.items(), strict=True):
-    axes.imshow(x[0], cmap="gray_r", vmin=0, vmax=1)
-    axes.set_title(name, fontsize=9)
-    axes.axis("off")
-plt.show()
-
-# %%
-remembered = {name: mean_and_error(trace[-1]) for name, trace in magnetisation.items()}
-for name, (mean, error) in remembered.items():
-    print(f"{name:14} after {num_moves} moves: magnetisation {mean:+.3f} ± {error:.3f}")
-assert remembered["Gibbs"][0] > 5 * remembered["Gibbs"][1]
-assert abs(remembered["Swendsen–Wang"][0]) < 5 * remembered["Swendsen–Wang"][1]
-
-# %% [markdown]
-# Up and down are alike in this model, so the mean is 0. Gibbs sampling still remembers where it began.
-#
 # ## What its likelihood means
 #
-# On the same binary digits the first four have the same unit, nats a digit, and each figure is exact. So they
-# can be compared with each other, and with any other exact likelihood of these pixels. Independent
+# On the same binary digits the first three have the same unit, nats a digit, and each figure is exact. So
+# they can be compared with each other, and with any other exact likelihood of these pixels. Independent
 # pixels stand beside them as the least that one should expect.
 
 # %%
@@ -587,7 +440,7 @@ pd.DataFrame(rows).T.round(2)
 # A gain is the mean of what each digit gains, and its error that of these differences: what makes a digit
 # hard for all models alike drops out.
 #
-# Where a family sums NaN out, its likelihood of a half is exact as well, and says how well the upper half
+# These families sum NaN out, so their likelihood of a half is exact as well, and says how well the upper half
 # predicts the lower one: $\log p(\text{lower} \mid \text{upper}) = \log p(x) - \log p(\text{upper})$.
 
 # %%
@@ -601,55 +454,6 @@ for name in ("independent pixels", "naive Bayes", "tree", "hidden Markov"):
     assert bool((rest <= 1e-3).all())
 
 # %% [markdown]
-# A field has a likelihood only as far as it has Z. On small grids Z is summed; a larger torus leaves the
-# density `unnormalised`: up to a constant, good for comparing two pictures under one model and for nothing
-# else. Annealed importance sampling brings it back, from both sides. For the Ising model on a torus Kaufman
-# (1949) found Z in closed form, so the two can be held against the truth:
-
-
-# %%
-def kaufman(side, coupling):
-    """Log Z of the Ising model without a field on a torus, side an even number."""
-    r = torch.arange(2 * side, dtype=torch.float64)
-    double = 2 * coupling
-    angles = torch.cos(math.pi * r / side)
-    gamma = torch.acosh(math.cosh(double) ** 2 / math.sinh(double) - angles)
-    gamma[0] = double + math.log(math.tanh(coupling))
-    half = side * gamma / 2
-    terms, signs = [], []
-    for part in (half[1::2], half[::2]):
-        terms += [torch.log(2 * torch.cosh(part)).sum()]
-        terms += [torch.log(2 * torch.sinh(part).abs()).sum()]
-        signs += [1.0, float(torch.sign(part).prod())]
-    terms, signs = torch.stack(terms), torch.tensor(signs)
-    log_sum = terms.max() + (signs * (terms - terms.max()).exp()).sum().log()
-    return float(side**2 / 2 * math.log(2 * math.sinh(double)) - math.log(2) + log_sum)
-
-
-torus = MarkovRandomField((12, 12), graph="torus", tied=True)
-with torch.no_grad():
-    torus.coupling.fill_(0.3)
-assert torus.density == ppgen.Kind.UNNORMALISED
-log_z = torus.log_partition(
-    method="ais",
-    num_chains=32 if small else 64,
-    num_temperatures=100 if small else 200,
-    num_gibbs_steps=100,
-    seed=0,
-)
-exact = kaufman(12, 0.3)
-print(f"from below {log_z.value:.3f} ± {log_z.std_error:.3f}  ({log_z.kind})")
-print(
-    f"from above {log_z.upper.value:.3f} ± {log_z.upper.std_error:.3f}  ({log_z.upper.kind})"
-)
-print(f"Kaufman    {exact:.3f}")
-assert float(log_z.value) < exact + 5 * float(log_z.std_error)
-assert float(log_z.upper.value) > exact - 5 * float(log_z.upper.std_error)
-
-# %% [markdown]
-# The way back begins at draws that are not exact here, only ends of chains. So it is called an `estimate`,
-# not a bound. And a log Z from below makes a log-likelihood from *above*: it flatters the model.
-#
 # A kernel density has an exact likelihood, with a trap of its own. Compact kernels reach no further than
 # their width, and one datum that none of them reaches makes the mean of logarithms $-\infty$.
 # Cross-validation guards against that by making them wide enough for the loneliest of the training data, and
@@ -684,12 +488,10 @@ assert math.isfinite(edge["gaussian"])
 # | `BayesianNetwork` | exact | effects of interventions, counterfactuals | summed out |
 # | `HiddenMarkov` | exact, of a whole sequence | states, likeliest path | summed out |
 # | `LinearGaussianStateSpace` | exact, a density | states with their error | integrated out |
-# | `LinearChainCRF` | exact, of labels *given* features | labels, likeliest labels | of labels: summed out |
-# | `MarkovRandomField` | exact on narrow graphs, else bounds | energies, marginals | drawn by `condition` |
 # | `KernelDensity` | exact, a density | nothing more | drawn by `condition` |
 #
-# Three things not to do: compare the density of real numbers with the probability of levels; compare a CRF's
-# likelihood with that of a model of pictures; call an `unnormalised` figure a likelihood.
+# Two things not to do: compare the density of real numbers with the probability of levels; compare the
+# likelihood of rows together with their labels with that of the rows alone.
 #
 # ## When to choose it
 #
@@ -700,13 +502,10 @@ assert math.isfinite(edge["gaussian"])
 #   them. What lies further apart than the states remember is lost on it.
 # - **A state-space model** for smooth paths measured with noise: tracking, filling gaps, forecasts with
 #   errors.
-# - **A CRF** where labels of a sequence are wanted and features are many and overlap. It makes no
-#   features, and needs labels (not all).
-# - **A Markov random field** where neighbours matter and no direction does: textures, lattices, images as
-#   labels.
 # - **A kernel density** for up to about five dimensions with no idea of a shape. Beyond, take a flow.
 #
-# [](../how-to/choose-a-family.md) has the other families beside these.
+# Where no direction is natural, or labels are wanted *given* features, [random fields](random_fields.py) are
+# the place to look. [](../how-to/choose-a-family.md) has the other families beside these.
 #
 # ## Exercises
 #
@@ -714,7 +513,5 @@ assert math.isfinite(edge["gaussian"])
 #    of one trained on the fifty alone. When does it help to have the rest?
 # 2. How many states does the geyser have? Fit 1, 2, 3 and 4 and compare test likelihoods, with errors of the
 #    differences. What do the additional states do?
-# 3. Remove 80 % of the labels in `y` (make them NaN) and fit the CRF again. How much is lost?
-# 4. Make the coupling of the torus 0.2 and 0.6. At which does Swendsen–Wang gain least on Gibbs, and why?
-# 5. Fit `KernelDensity` to the digits with real-valued pixels, and compare its bits with those of a mixture
+# 3. Fit `KernelDensity` to the digits with real-valued pixels, and compare its bits with those of a mixture
 #    in [](first_steps.py). Which way does the width go when the dimension grows?

@@ -58,7 +58,7 @@ def mean_and_error(values):
 # | family | what keeps it from looking ahead | how far it sees | suits |
 # |---|---|---|---|
 # | `WaveNet` | convolutions over the past | each layer twice as far as the one below | series, sound |
-# | `Transformer` | attention to what came before, and to nothing else | to the beginning | text, anything with few levels |
+# | `Transformer` | attention to what came before | to the beginning | text, anything with few levels |
 #
 # What a conditional is, is a separate choice: here one probability a character for text, and a mixture of
 # Gaussians for the real numbers of a series.
@@ -250,22 +250,10 @@ print("..." + written[:150] + "...")
 
 # %%
 with forked_rng(0):
-    reader = Transformer(
-        (length,),
-        levels=len(alphabet),
-        num_layers=2,
-        num_heads=2,
-        dim=32,
-        positions="rotary",
-    )
-fit(
-    reader,
-    text,
-    epochs=2 if small else 10,
-    batch_size=16,
-    learning_rate=5e-3,
-    clip_norm=1.0,
-)
+    sizes = {"num_layers": 2, "num_heads": 2, "dim": 32, "positions": "rotary"}
+    reader = Transformer((length,), levels=len(alphabet), **sizes)
+options = {"batch_size": 16, "learning_rate": 5e-3, "clip_norm": 1.0}
+fit(reader, text, epochs=2 if small else 10, **options)
 
 # %% [markdown]
 # ## Look

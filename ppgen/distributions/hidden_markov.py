@@ -181,7 +181,7 @@ class HiddenMarkov(TorchDistribution):
         """The chain of the hidden states given sequences (N, T, ...), for :mod:`ppgen.ops.chains`.
 
         Args:
-            x: sequences in one batch dimension, (N, *event_shape).
+            x: sequences in one batch dimension, ``(N, *event_shape)``.
             batch: the shape of that dimension, which that of the distribution broadcasts to; (N,) by default.
 
         Returns:

@@ -117,7 +117,7 @@ class KernelMixture(TorchDistribution):
     grow with R, in the backward pass too.
 
     Args:
-        centres: shape (*batch, M, D).
+        centres: shape ``(*batch, M, D)``.
         bandwidths: shape (D,), in the units of the data.
         kernel: ``"gaussian"``, ``"epanechnikov"`` or ``"uniform"``.
         event_shape: of a datum, D numbers in all; (D,) by default.

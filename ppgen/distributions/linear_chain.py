@@ -30,9 +30,9 @@ class LinearChain(TorchDistribution):
     """Paths of T states.
 
     Args:
-        unary: log potentials u, shape (*batch, T, K); ``-inf`` forbids.
+        unary: log potentials u, shape ``(*batch, T, K)``; ``-inf`` forbids.
         pairwise: log potentials v of the next state (columns) after each (rows), (K, K), or
-            (*batch, T - 1, K, K).
+            ``(*batch, T - 1, K, K)``.
         lengths: int64, shape ``batch``, how many steps each path has; T by default.
         unit: what one state is worth in the values of a path: 1 for numbers 0 .. K - 1, 1 / (K - 1) for a
             grid.
@@ -108,18 +108,18 @@ class LinearChain(TorchDistribution):
         return chains.log_partition(*self._flat(shape)).view(shape)
 
     def marginals(self) -> Tensor:
-        """p(z_t = k), shape (*batch, T, K); 0 beyond the end."""
+        """p(z_t = k), shape ``(*batch, T, K)``; 0 beyond the end."""
         shape = self.unary.shape[:-2]
         return chains.expectations(*self._flat(shape)).nodes.view(self.unary.shape)
 
     def likeliest(self) -> tuple[Tensor, Tensor]:
-        """The likeliest path (Viterbi), int64 (*batch, T), -1 beyond the end, and its log-probability."""
+        """The likeliest path (Viterbi), int64 ``(*batch, T)``, -1 beyond the end, and its log-probability."""
         shape = self.unary.shape[:-2]
         path, weight = chains.viterbi(*self._flat(shape))
         return path.view(self.unary.shape[:-1]), weight.view(shape) - self.log_partition()
 
     def given(self, value: Tensor) -> LinearChain:
-        """The paths that agree with the known states of ``value``, shape (*batch, *event_shape)."""
+        """The paths that agree with the known states of ``value``, shape ``(*batch, *event_shape)``."""
         unary = _clamped(self.unary, self.states(value).view(self.unary.shape[:-1]))
         return LinearChain(unary, self.pairwise, self.lengths, unit=self.unit, event_shape=self.event_shape)
 

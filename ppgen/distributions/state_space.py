@@ -75,7 +75,7 @@ class LinearGaussianSequence(TorchDistribution):
         return self.emit(states).reshape(shape)
 
     def sample_states(self, batch: torch.Size, num_steps: int, before: Tensor | None = None) -> Tensor:
-        """Paths from the prior, (*batch, num_steps, L), from states one step before if these are given."""
+        """Paths from the prior, ``(*batch, num_steps, L)``, from states one step before if they are given."""
         chain = self.chain
         loc = chain.initial_loc
         noise = torch.randn(*batch, num_steps, len(loc), dtype=loc.dtype, device=loc.device)

@@ -69,9 +69,6 @@ class ContinuousFlow(Flow):
         trace: how the density finds the log-determinant: ``"full"`` or ``"hutchinson"``; by default in full
             up to 128 coordinates.
         num_probes: random probes a datum of ``"hutchinson"``, 2 or more.
-
-    Attributes:
-        transform: the layer from noise to standardised data.
     """
 
     density = Kind.ESTIMATE

@@ -29,13 +29,11 @@ before they are normalised (an input-driven chain); emissions are shared. There 
 the default objective is maximum likelihood by gradients.
 
 Cost: O(N T K^2) for likelihoods and posteriors, plus the emission's, usually O(N T K D). On the CPU in
-    compiled
-code, on CUDA by a scan over time in O(log T) rounds.
+compiled code, on CUDA by a scan over time in O(log T) rounds.
 
 References: Rabiner, *A tutorial on hidden Markov models*, Proceedings of the IEEE 77, 1989; Baum, Petrie,
-    Soules &
-Weiss, Annals of Mathematical Statistics 41, 1970; Scott, *Bayesian methods for hidden Markov models*, JASA
-2002 (draws of paths); Bengio & Frasconi, *An input output HMM architecture*, NIPS 1995.
+Soules & Weiss, Annals of Mathematical Statistics 41, 1970; Scott, *Bayesian methods for hidden Markov
+models*, JASA 2002 (draws of paths); Bengio & Frasconi, *An input output HMM architecture*, NIPS 1995.
 """
 
 from __future__ import annotations
@@ -187,8 +185,8 @@ class HiddenMarkov(GenerativeModel):
         """The model with priors in place of parameters, for :class:`ppgen.inference.MCMC`.
 
         Sites: ``initial`` (K,) and the rows of ``transitions`` (K, K) are uniform over the simplex;
-            ``emission.*``
-        as the emission says. Names of states are exchangeable: chains may differ by a permutation of them.
+        ``emission.*`` as the emission says. Names of states are exchangeable: chains may differ by a
+        permutation of them.
 
         Raises:
             CapabilityError: a conditional model, or an emission without priors.

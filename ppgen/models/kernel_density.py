@@ -19,8 +19,9 @@ bandwidths, not products of kernels of one coordinate (the Gaussian is both); se
 Fitting is one computation: the training data become the centres, and unless ``bandwidth`` is given, it
 maximises the cross-validated likelihood
 
-.. math:: \sum_n \log \frac{1}{\lvert S_n \rvert} \sum_{m \in S_n} \frac{1}{h^D} K\Big(\frac{x_n -
-x_m}{h}\Big),
+.. math::
+
+    \sum_n \log \frac{1}{\lvert S_n \rvert} \sum_{m \in S_n} \frac{1}{h^D} K\Big(\frac{x_n - x_m}{h}\Big),
 
 with :math:`S_n` all data but n (leave-one-out, exact), or all data of other folds (Habbema, Hermans & van den
 Broek 1974). Exact copies of :math:`x_n` are not in :math:`S_n` either: with them the maximum would be at h =

@@ -22,11 +22,10 @@ EM (Shumway & Stoffer) maximises the likelihood, with no variance below ``min_va
 Parameters are known up to a change of basis of z.
 
 Cost: O(T (D^3 + L^3)) once for all sequences where nothing is missing, else for each sequence, plus O(N T D
-    L).
+L).
 
 References: Shumway & Stoffer, Journal of Time Series Analysis 3, 1982; Ghahramani & Hinton, *Parameter
-    estimation for
-linear dynamical systems*, Toronto 1996.
+estimation for linear dynamical systems*, Toronto 1996.
 """
 
 from __future__ import annotations

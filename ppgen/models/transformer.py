@@ -117,10 +117,8 @@ class Transformer(Stepwise):
         These are **not draws from the model**: for that there are :meth:`sample` and :meth:`condition`. A
         temperature :math:`\tau \ne 1` replaces each conditional by one in proportion to :math:`p^{1/\tau}`,
         ``top_k`` cuts all but its k most probable levels off, and beyond T steps the model sees a window of
-        the last ones alone, taken for a
-        beginning: when T are full, it goes on from the last T / 2. With temperature 1, no ``top_k`` and no
-            more than T
-        steps in all, they are draws from p(x | prompt).
+        the last ones alone, taken for a beginning: when T are full, it goes on from the last T / 2. With
+        temperature 1, no ``top_k`` and no more than T steps in all, they are draws from p(x | prompt).
 
         Args:
             prompt: grid values, shape ``(P,)`` for all or ``(num, P)``; of any length P.

@@ -1,7 +1,8 @@
 r"""Linear-Gaussian chains: Kalman filter, Rauch-Tung-Striebel smoother, draws of paths; NaN is missing.
 
-.. math:: z_1 \sim N(m_0, P_0), \quad z_t = A z_{t-1} + N(0, Q), \quad x_t = C z_t + d + N(0,
-\mathrm{diag}(r))
+.. math::
+
+    z_1 \sim N(m_0, P_0), \quad z_t = A z_{t-1} + N(0, Q), \quad x_t = C z_t + d + N(0, \mathrm{diag}(r))
 
 for N sequences of T steps at once. A missing coordinate has no part in its step, by an innovation of zero
 with variance one. Where nothing is missing, covariances do not depend on the data and are worked out once for

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError, SamplingError
 
-#: f(t, y, rows): slopes ``(B, S)`` at times ``(B,)`` and states ``(B, S)`` of the rows numbered ``(B,)``.
+#: f(t, y, rows) gives slopes ``(B, S)`` at times ``(B,)`` and states ``(B, S)`` of the rows numbered
+#: ``(B,)``.
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # The tableau: nodes, weights of earlier slopes at each stage, and the error's weights. The last row of

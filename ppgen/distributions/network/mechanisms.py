@@ -7,7 +7,7 @@ configuration q of its discrete parents, kept as a quadratic form in :math:`u = 
 
 so that rows with gaps add up: forms of a row are summed, restricted to what is known, and integrated over
 the rest in closed form. The gradient of a log-likelihood with respect to a log table is the expected
-count of each cell, with respect to :math:`\Lambda` it is :math:`-\frac12` the expected :math:`u u^\top`.
+count of each cell, with respect to :math:`\Lambda` it is :math:`-\frac{1}{2}` the expected :math:`u u^\top`.
 """
 
 from __future__ import annotations

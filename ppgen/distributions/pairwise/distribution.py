@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from ppgen.distributions.pairwise.clusters import Sampler, move
 from ppgen.distributions.pairwise.field import PairwiseField, draw_states
 from ppgen.errors import ConfigError, TrainingWarning
-from ppgen.ops.elimination import Plan
+from ppgen.ops import elimination
 
 
 class PairwiseMarkov(TorchDistribution):
@@ -44,7 +44,7 @@ class PairwiseMarkov(TorchDistribution):
         field: PairwiseField,
         event_shape: torch.Size | tuple[int, ...],
         *,
-        plan: Plan | None,
+        plan: elimination.Plan | None,
         log_partition: Callable[[], Tensor] | None = None,
         start: Tensor | None = None,
         num_steps: int | None = None,

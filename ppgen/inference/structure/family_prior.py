@@ -112,17 +112,20 @@ class FamilyPrior:
         r""":math:`\sum_v \log \rho_v(P_v)` of whole graphs, w(G) not included.
 
         Args:
-            adjacency: shape (*, n, n), bool, ``[i, j]`` the edge i -> j.
+            adjacency: shape ``(*, n, n)``, bool, ``[i, j]`` the edge i -> j.
 
         Returns:
-            Shape (*,), float64; ``-inf`` for graphs that break a constraint. Cycles are not looked for.
+            Shape ``(*,)``, float64; ``-inf`` for graphs that break a constraint. Cycles are not looked for.
         """
         device = adjacency.device
         edges = torch.where(adjacency, self.log_present.to(device), self.log_absent.to(device)).sum((-2, -1))
         return edges + self.log_fan_in.to(device)[adjacency.sum(-2)].sum(-1)
 
     def allows(self, adjacency: Tensor) -> Tensor:
-        """Whether graphs, (*, n, n), have positive weight; shape (*,), bool. Cycles are not looked for."""
+        """Whether graphs, ``(*, n, n)``, have positive weight; shape ``(*,)``, bool.
+
+        Cycles are not looked for.
+        """
         return self.log_graph_prior(adjacency).isfinite()
 
     def _column(self, node: int, device: torch.device | str | None) -> tuple[Tensor, Tensor, Tensor]:

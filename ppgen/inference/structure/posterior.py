@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ppgen.contract import Estimate
+    from ppgen import contract
 
 _DRAWS = 1000
 _POOL = 10  # weighted draws for each plain one taken from them
@@ -136,7 +136,7 @@ class GraphPosterior:
         return None if weighted is None else self._table(weighted)
 
     @property
-    def log_evidence(self) -> Estimate | None:
+    def log_evidence(self) -> contract.Estimate | None:
         """Log marginal likelihood of the data under the prior over graphs, in nats, where it is known."""
         return self.source.log_evidence
 
@@ -415,7 +415,7 @@ class GraphPosterior:
         return self.source.edge_probabilities()
 
     @cached_property
-    def _paths(self) -> Estimate:
+    def _paths(self) -> contract.Estimate:
         return self.source.path_probabilities()
 
     def _classes(self, interventional: bool, num: int, seed: int | None) -> ClassProbabilities:

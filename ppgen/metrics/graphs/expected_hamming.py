@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ppgen.contract import Estimate, Kind
+from ppgen import contract
 from ppgen.errors import DataError
 from ppgen.metrics.graphs.hamming import num_different_pairs
 from ppgen.metrics.graphs.inputs import Graph, aligned_graphs
@@ -25,7 +25,7 @@ class WeightedGraphs(Protocol):
         """Shape (S,), normalised."""
 
 
-def expected_shd(reference: Graph, graphs: WeightedGraphs) -> Estimate:
+def expected_shd(reference: Graph, graphs: WeightedGraphs) -> contract.Estimate:
     r"""Mean of :func:`~ppgen.metrics.graphs.hamming.shd` over draws from a posterior.
 
     The standard error takes the draws as independent, :math:`\sqrt{\sum_s w_s^2 (d_s - \bar d)^2}`.
@@ -49,4 +49,4 @@ def expected_shd(reference: Graph, graphs: WeightedGraphs) -> Estimate:
     weights = graphs.log_weights.double().exp()
     mean = (weights * distance).sum()
     error = torch.sqrt((weights**2 * (distance - mean) ** 2).sum())
-    return Estimate.of(mean, Kind.ESTIMATE, error)
+    return contract.Estimate.of(mean, contract.Kind.ESTIMATE, error)

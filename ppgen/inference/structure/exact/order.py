@@ -31,7 +31,6 @@ class OrderTables:
     Attributes:
         log_alpha: shape (n, 2^(n-1)): logsumexp of the scores of all subsets of a set.
         log_prefix: log L, shape (2^n,).
-        log_suffix: log R, shape (2^n,); made when first asked for.
     """
 
     def __init__(self, log_scores: Tensor) -> None:
@@ -40,7 +39,7 @@ class OrderTables:
 
     @functools.cached_property
     def log_suffix(self) -> Tensor:
-        """Log R, shape (2^n,)."""
+        """Log R, shape (2^n,); made when first asked for."""
         return backward(self.log_alpha, _LOGSUMEXP)
 
     @property

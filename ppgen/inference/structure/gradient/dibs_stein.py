@@ -28,7 +28,7 @@ class Particles:
 
     Attributes:
         z: latents, shape (S, n, k, 2).
-        theta: parameters, shape (S, *mechanism.shape); ``None`` where they were integrated out.
+        theta: parameters, shape ``(S, *mechanism.shape)``; ``None`` where they were integrated out.
         variance: of the noises, shape (S, n); ``None`` likewise.
         steps: steps taken.
         complete: whether all steps were.

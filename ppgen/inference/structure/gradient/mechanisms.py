@@ -48,11 +48,11 @@ class Mechanism(ABC):
 
     @abstractmethod
     def used(self, graph: Tensor) -> Tensor:
-        """Which parameters matter under hard graphs (..., n, n), bool, shape (..., *shape)."""
+        """Which parameters matter under hard graphs (..., n, n), bool, shape ``(..., *shape)``."""
 
     @abstractmethod
     def mean(self, graph: Tensor, theta: Tensor) -> Tensor:
-        """Mean of each cell, shape (..., N, n), for graphs (..., n, n) and parameters (..., *shape)."""
+        """Mean of each cell, shape (..., N, n), for graphs (..., n, n) and parameters ``(..., *shape)``."""
 
     def squares(self, graph: Tensor, theta: Tensor) -> Tensor:
         """Sums of squared residuals of each variable over the cells that were not set, shape (..., n)."""
