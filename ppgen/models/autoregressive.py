@@ -44,9 +44,14 @@ class Autoregressive(GenerativeModel):
         return AutoregressiveDistribution(self, self.event_shape, self.support, context=context)
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
-        """Exact log p(x_n | context_n) in nats, value of shape ``(N,)``; differentiable."""
+        """Exact log p(x_n | context_n) in nats, value of shape ``(N,)``; differentiable.
+
+        Raises:
+            DataError: values that x cannot have.
+        """
         self.check_event(x)
         self.check_context(context)
+        self.support.check(x)
         return Estimate.of(self.distribution(context).log_prob(x), Kind.EXACT)
 
     @torch.no_grad()

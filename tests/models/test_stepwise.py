@@ -17,6 +17,7 @@ from ppgen.contract import HasConditioning, HasInitialiser, HasLogLikelihood
 from ppgen.datasets.split import Split
 from ppgen.datasets.values import BINARY, grid
 from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
+from ppgen.models import families
 from ppgen.models.stepwise import Stepwise
 from ppgen.models.transformer import Transformer
 from ppgen.models.wavenet import WaveNet
@@ -566,3 +567,14 @@ def test_capabilities() -> None:
         assert isinstance(model, HasConditioning)
     assert math.isfinite(model.num_parameters)
     assert isinstance(model.network, nn.Module)
+
+
+@pytest.mark.parametrize("name", ["made", "pixel-cnn", "pixel-rnn", "transformer", "wavenet"])
+@pytest.mark.parametrize("bad", [0.3, math.nan])
+def test_values_that_are_no_levels_are_named(name: str, bad: float) -> None:
+    with forked_rng(0):
+        model = families()[name].example()
+    x = torch.full((2, *model.event_shape), bad)
+    assert isinstance(model, HasLogLikelihood)
+    with pytest.raises(DataError, match=r"^x: expected (values of the grid|finite numbers)"):
+        model.log_likelihood(x)
