@@ -55,7 +55,8 @@ class NeuralSplineFlow(Flow):
             by coordinate, and more flexible).
         num_layers: number K of layers.
         num_spline_bins: pieces of each spline.
-        tail_bound: where splines end and the identity begins, in standard deviations of the data.
+        tail_bound: where splines end and the identity begins, in standard deviations of the data. Heavy tails
+            want it as far out as the data reach, and more bins.
         hidden: widths of the hidden layers of each layer's network.
         context_dim: number of classes or features that the flow is conditioned on; 0 for none.
         num_bins: for data on [0, 1], such as dequantised levels: bins of the histograms by which the

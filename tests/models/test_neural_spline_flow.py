@@ -178,9 +178,21 @@ def test_layouts_that_are_no_registered_example_keep_the_contract(example: Any, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("toy", ["two-moons", "eight-gaussians"])
-@LAYOUTS
-def test_toys_of_known_density_are_met_within_a_fiftieth_of_a_nat(layout: Layout, toy: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "toy", "tail_bound", "num_spline_bins"),
+    [
+        ("coupling", "two-moons", 4.0, 16),
+        ("coupling", "eight-gaussians", 4.0, 16),
+        ("autoregressive", "two-moons", 4.0, 16),
+        ("autoregressive", "eight-gaussians", 4.0, 16),
+        # Their tails reach 14 and 24 standard deviations.
+        ("coupling", "banana", 20.0, 24),
+        ("coupling", "funnel", 20.0, 24),
+    ],
+)
+def test_toys_of_known_density_are_met_within_a_fiftieth_of_a_nat(
+    layout: Layout, toy: str, tail_bound: float, num_spline_bins: int
+) -> None:
     data = load_toy(toy, num_train=400_000, num_test=20_000)
     assert data.truth is not None
     with forked_rng(0):
@@ -188,8 +200,8 @@ def test_toys_of_known_density_are_met_within_a_fiftieth_of_a_nat(layout: Layout
             (2,),
             layout=layout,
             num_layers=3 if layout == "autoregressive" else 6,
-            num_spline_bins=16,
-            tail_bound=4.0,
+            num_spline_bins=num_spline_bins,
+            tail_bound=tail_bound,
             hidden=(64, 64),
         )
     options: dict[str, Any] = {"learning_rate": 4e-3, "schedule": "cosine", "clip_norm": 5.0}
