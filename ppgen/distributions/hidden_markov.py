@@ -222,13 +222,11 @@ class HiddenMarkov(TorchDistribution):
         points = torch.rand(*batch, num_steps, dtype=onward.dtype, device=onward.device)
         path: list[Tensor] = []
         for t in range(num_steps):
-            if t or before is not None:
-                row = _rows_at(onward, path[-1] if t else before)  # type: ignore[arg-type]
-            else:
-                row = _cumulative(self.initial_logits)
+            row = _cumulative(self.initial_logits) if before is None else _rows_at(onward, before)
             # Scaled by the sum, so that rounding leads to no forbidden state.
             passed = points[..., t, None] * row[..., -1:] >= row
-            path.append(passed.sum(-1).clamp_max(onward.shape[-1] - 1))
+            before = passed.sum(-1).clamp_max(onward.shape[-1] - 1)
+            path.append(before)
         return torch.stack(path, -1)
 
 

@@ -31,8 +31,6 @@ References:
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from ppgen.contract import Kind
@@ -76,8 +74,8 @@ class PixelCNN(PixelModel):
     ) -> None:
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout: expected a share in [0, 1), got {dropout}")
-        network = functools.partial(
-            GatedPixelStack,
+        network = GatedPixelStack(
+            check_image(event_shape),
             num_channels=num_channels,
             num_layers=num_layers,
             kernel_size=kernel_size,
@@ -87,7 +85,7 @@ class PixelCNN(PixelModel):
         )
         super().__init__(
             event_shape,
-            network=network(check_image(event_shape)),
+            network=network,
             head=head,
             levels=levels,
             num_components=num_components,

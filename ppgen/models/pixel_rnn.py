@@ -24,8 +24,6 @@ References:
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from ppgen.contract import Kind
@@ -64,8 +62,8 @@ class PixelRNN(PixelModel):
         kernel_size: int = 3,
         context_dim: int = 0,
     ) -> None:
-        network = functools.partial(
-            PixelLSTM,
+        network = PixelLSTM(
+            check_image(event_shape),
             layout=layout,
             num_channels=num_channels,
             num_layers=num_layers,
@@ -74,7 +72,7 @@ class PixelRNN(PixelModel):
         )
         super().__init__(
             event_shape,
-            network=network(check_image(event_shape)),
+            network=network,
             head=head,
             levels=levels,
             num_components=num_components,

@@ -65,8 +65,9 @@ def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None
         dtype = torch.promote_types(unary.dtype, pairwise.dtype)
         unary, pairwise = unary.to(dtype), pairwise.to(dtype)
     transformed = _is_transformed()
-    if not transformed and _compiled(unary, pairwise) is not None:
-        log_z: Tensor = _LogPartition.apply(unary, pairwise, lengths)
+    native = None if transformed else _compiled(unary, pairwise)
+    if native is not None:
+        log_z: Tensor = _LogPartition.apply(native, unary, pairwise, lengths)
         return log_z
     if (unary.is_cuda or transformed) and pairwise.ndim == 2:
         return _scan(unary, pairwise, lengths)
@@ -330,14 +331,14 @@ class _LogPartition(torch.autograd.Function):
     """The log-partition by scaled recursions, and in logarithms where these underflow."""
 
     @staticmethod
-    def forward(ctx: Any, unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
-        native = _compiled(unary, pairwise)
+    def forward(ctx: Any, native: _Native, unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
+        ctx.native = native
         live = torch.arange(unary.shape[1]) < lengths[:, None]
         # A path's weight is free of these shifts but for their sum.
         top = _finite(unary.amax(-1)).masked_fill(~live, 0)
         crest = _finite(pairwise.max())
         obs, transitions = (unary - top[..., None]).exp(), (pairwise - crest).exp()
-        log_z, alpha, scale, transposed = native.forward(  # type: ignore[union-attr]
+        log_z, alpha, scale, transposed = native.forward(
             obs, transitions, lengths, keep=any(ctx.needs_input_grad)
         )
         log_z = log_z + top.double().sum(-1) + (lengths - 1) * crest.double()
@@ -352,7 +353,7 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         unary, pairwise, lengths, obs, transitions, transposed, alpha, scale, lost = ctx.saved_tensors
         weights = gradients[0].masked_fill(lost, 0)
-        nodes, edges = _compiled(obs, transitions).backward(  # type: ignore[union-attr]
+        nodes, edges = ctx.native.backward(
             obs, transposed, lengths, alpha, scale.where(scale > 0, 1), weights
         )
         nodes, edges = nodes * weights[:, None, None], edges * transitions
@@ -362,7 +363,7 @@ class _LogPartition(torch.autograd.Function):
                 again = _log_forward(u, v, lengths[lost])[0]
                 nodes[lost], more = torch.autograd.grad(again, (u, v), gradients[0][lost])
                 edges = edges + more
-        return nodes, edges, None
+        return None, nodes, edges, None
 
 
 def _finite(x: Tensor) -> Tensor:
