@@ -1,8 +1,8 @@
 """Cached against uncached sampling of autoregressive models.
 
-PixelCNN on binary images, four layers of 16 channels: one image of 28 x 28, and 16 of 8 x 8. The sampler
-that computes each activation once, against the one that runs the whole network on the whole image for
-each pixel. Both are given the same noise and draw the same images.
+PixelCNN on binary images, four layers of 16 channels: one image of 28 x 28, and 16 of 8 x 8; PixelRNN of
+two layers, 16 of 8 x 8. The sampler that computes each activation once, against the one that runs the network
+on the whole image for each pixel. Both are given the same noise and draw the same images.
 
 A transformer of four blocks of width 128 and a WaveNet of two blocks of eight layers of 32 channels,
 sequences of 256 values of 65 levels: the sampler that goes on from cached activations, against the one that
@@ -11,6 +11,7 @@ reads the whole past for each step. Both are given the same noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,21 +29,30 @@ def run() -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     try:
         return [
-            _row(28, 1),
-            _row(8, 16),
+            _image_row("PixelCNN", 28, 1),
+            _image_row("PixelCNN", 8, 16),
+            _image_row("PixelRNN, row", 8, 16),
+            _image_row("PixelRNN, diagonal", 8, 16),
             *(_sequence_row(name, num) for name in _SEQUENCES for num in (1, 4)),
         ]
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(size: int, num: int) -> dict[str, Any]:
-    from ppgen.models import PixelCNN
+def _image_row(name: str, size: int, num: int) -> dict[str, Any]:
+    from ppgen.models import PixelCNN, PixelRNN
+    from ppgen.models.pixels import PixelModel
+    from ppgen.nn.causal_conv import PixelNetwork
     from ppgen.ops.random import forked_rng
 
+    shape = (1, size, size)
     with forked_rng(0):
-        model = PixelCNN((1, size, size), num_layers=4, num_channels=16).eval()
-    empty = torch.zeros(num, 1, size, size)
+        model: PixelModel = (
+            PixelCNN(shape, num_layers=4, num_channels=16)
+            if name == "PixelCNN"
+            else PixelRNN(shape, layout="diagonal" if name.endswith("diagonal") else "row")
+        ).eval()
+    empty = torch.zeros(num, *shape)
 
     def cached() -> Tensor:
         return model.sample(num, seed=0)
@@ -51,24 +61,13 @@ def _row(size: int, num: int) -> dict[str, Any]:
     def uncached() -> Tensor:
         with forked_rng(0):
             noise = model.head.noise((num, size, size), empty)
-        x = empty.clone()
-        for i in range(size):
-            for j in range(size):
-                features = model.network(x)[:, :, i, j]
-                x[:, :, i, j] = model.head.draw(features, noise[:, i, j])
-        return x
+        return PixelNetwork.unroll(
+            model.network, empty, lambda i, j, features: model.head.draw(features, noise[:, i, j])
+        )
 
-    differing = float((cached() != uncached()).double().mean())
-    ours_ms, peer_ms = interleaved(cached, uncached, repeats=3)
-    return {
-        "benchmark": "autoregressive",
-        "case": f"PixelCNN, {num} of {size}x{size}, {100 * (1 - differing):.4g} % of pixels equal",
-        "ours_ms": ours_ms,
-        "peer_ms": peer_ms,
-        "peer": "whole network a pixel",
-        "ratio": ours_ms / peer_ms,
-        "target": _TARGET,
-    }
+    return _timed(
+        f"{name}, {num} of {size}x{size}", cached, uncached, "whole network a pixel", target=_TARGET
+    )
 
 
 def _sequence_row(name: str, num: int) -> dict[str, Any]:
@@ -88,14 +87,26 @@ def _sequence_row(name: str, num: int) -> dict[str, Any]:
         with forked_rng(0):
             return model.unroll(empty, torch.zeros_like(empty, dtype=torch.bool), cached=cached)
 
-    differing = float((draw(cached=True) != draw(cached=False)).double().mean())
-    ours_ms, peer_ms = interleaved(lambda: draw(cached=True), lambda: draw(cached=False), repeats=3)
+    return _timed(
+        f"{name}, {num} of length 256",
+        lambda: draw(cached=True),
+        lambda: draw(cached=False),
+        "whole past a step",
+        target=_TARGET if name == "Transformer" else None,
+    )
+
+
+def _timed(
+    case: str, ours: Callable[[], Tensor], peers: Callable[[], Tensor], peer: str, *, target: float | None
+) -> dict[str, Any]:
+    differing = float((ours() != peers()).double().mean())
+    ours_ms, peer_ms = interleaved(ours, peers, repeats=3)
     return {
         "benchmark": "autoregressive",
-        "case": f"{name}, {num} of length 256, {100 * (1 - differing):.4g} % of values equal",
+        "case": f"{case}, {100 * (1 - differing):.4g} % of values equal",
         "ours_ms": ours_ms,
         "peer_ms": peer_ms,
-        "peer": "whole past a step",
+        "peer": peer,
         "ratio": ours_ms / peer_ms,
-        "target": _TARGET if name == "Transformer" else None,
+        "target": target,
     }

@@ -16,6 +16,16 @@ from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 import ppgen
+from ppgen.contract import (
+    HasConditioning,
+    HasEncoder,
+    HasEnergy,
+    HasResponsibilities,
+    HasScore,
+)
+from ppgen.models import families
+from ppgen.models.autoregressive import Autoregressive
+from ppgen.ops.random import forked_rng
 from ppgen.report.table import Number, Row, read_table
 from ppgen.report.table_html import values_title
 
@@ -122,9 +132,17 @@ def _survey_line(row: Row) -> str:
     seconds = "" if row.train_seconds is None else f"{row.train_seconds:.1f}"
     name = row.title if row.group == "family" else f"*{row.title}*"
     if row.status != "done":
-        return f"| {name} | {row.density.replace('_', ' ')} | {row.status} | | | |"
+        return f"| {name} | {row.density.replace('_', ' ')} | {row.status} | | | | |"
     figures = [_figure(n) for n in (row.bits_per_dim, row.nll)]
-    columns = [name, row.density.replace("_", " "), *figures, seconds, _figure(row.fid)]
+    draws = "" if row.sample_seconds is None else f"{row.sample_seconds:.2g}"
+    columns = [
+        name,
+        row.density.replace("_", " "),
+        *figures,
+        seconds,
+        draws,
+        _figure(row.fid),
+    ]
     return f"| {' | '.join(columns)} |"
 
 
@@ -141,11 +159,57 @@ def _survey_table(path: Path) -> str:
     for values in dict.fromkeys(row.values for row in rows):
         lines = [_survey_line(row) for row in rows if row.values == values]
         head = (
-            f"| {values_title(values)} | density | bits/dim | nats a datum | seconds | FID-like |",
-            "|---|---|--:|--:|--:|--:|",
+            f"| {values_title(values)} | density | bits/dim | nats a datum | training, s | "
+            f"{made['num_samples']} draws, s | FID-like |",
+            "|---|---|--:|--:|--:|--:|--:|",
         )
         parts.append("\n".join([*head, *lines]))
     return "\n\n".join(parts)
+
+
+def _likelihood_table(path: Path) -> str:
+    """Test figures on the standard data sets, as `python -m benchmarks.likelihood` wrote them."""
+    lines = [
+        "| model and data | test figure | kind | parameters | training, s | how |",
+        "|---|--:|---|--:|--:|---|",
+    ]
+    for row in json.loads(path.read_text()):
+        sign = {"upper_bound": "≤ ", "lower_bound": "≥ "}.get(row["kind"], "")
+        lines.append(
+            f"| {row['title']} | {sign}{row['value']:.2f} ± {row['std_error']:.2f} {row['unit']} "
+            f"| {row['kind'].replace('_', ' ')} | {row['num_parameters']:,} "
+            f"| {row['train_seconds']:.0f} ({row['device']}) | {row['note']} ({row['size']} size) |"
+        )
+    return "\n".join(lines)
+
+
+def _capability_table() -> str:
+    """What each family can be asked, as its class says."""
+    lines = [
+        "| family | its density | code of x | fills in | score | energy, log Z | context |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family in families().values():
+        with forked_rng(0):
+            kind = type(family.example())
+        fills = (
+            "after a beginning, small gaps"
+            if issubclass(kind, Autoregressive)
+            else "any part"
+        )
+        facts = [
+            fills if issubclass(kind, HasConditioning) else "",
+            "yes" if issubclass(kind, HasScore) else "",
+            "yes" if issubclass(kind, HasEnergy) else "",
+            "yes" if family.conditional_example else "",
+        ]
+        code = "yes" if issubclass(kind, HasEncoder) else ""
+        if issubclass(kind, HasResponsibilities):
+            code = "which component"
+        name = f"{{class}}`{kind.__name__} <{kind.__module__}.{kind.__name__}>`"
+        density = str(family.density or "none").replace("_", " ")
+        lines.append(f"| {name} | {density} | {code} | {' | '.join(facts)} |")
+    return "\n".join(lines)
 
 
 _machine = _records["cpu"]["machine"]
@@ -177,6 +241,8 @@ myst_substitutions = {
     "benchmark_mcmc_cold": _benchmark_table("mcmc cold, best against best"),
     "benchmark_mcmc_chains": _benchmark_table("mcmc chains"),
     "survey_table": _survey_table(_results / "survey.json"),
+    "likelihood_table": _likelihood_table(_results / "likelihood.json"),
+    "capability_table": _capability_table(),
 }
 
 html_theme = "furo"

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _data_argument(survey, optional=True)
     survey.add_argument(
-        "--families", metavar="A,B,C", help="families or groups, such as vae,flow (default: all)"
+        "--families",
+        metavar="A,B,C",
+        help="families or groups, such as vae,flow; all for every one (default: those for small images)",
     )
     survey.add_argument(
         "--budget", type=float, metavar="SECONDS", help="training time over all families (default: 150)"

@@ -7,7 +7,7 @@ number about a density travels as an :class:`Estimate`, which says what it is.
 
 In reading order: :class:`Kind` and :class:`Estimate`; the capabilities, protocols that a
 family fulfils by having the method, and :func:`require`, by which a task asks for one;
-:class:`GenerativeModel`; and, at the end, how parameters are shown to Pyro.
+:class:`GenerativeModel`, which looks at the arguments of its subclasses' programs and methods before they do.
 
 All log-probabilities are in nats.
 """
@@ -19,22 +19,22 @@ import functools
 import inspect
 import itertools
 import math
-import weakref
+import operator
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, SupportsIndex, TypeVar, cast, runtime_checkable
 
 import pyro
 import torch
 from pyro.nn import PyroModule
-from pyro.poutine.runtime import am_i_wrapped, effectful
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppgen.datasets.values import REAL, Values
 from ppgen.distributions.data_plate import DataPlate
-from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.distributions.parameter_sites import ANNOUNCED, announce
+from ppgen.errors import CapabilityError, ConfigError, DataError, DeviceError, ShapeError
 from ppgen.ops.random import forked_rng
 
 # --------------------------------------------------------------------------------------
@@ -214,18 +214,7 @@ def require(model: object, capability: type[Any], purpose: str) -> None:
 # The generative model
 # --------------------------------------------------------------------------------------
 
-_ANNOUNCE: ContextVar[bool] = ContextVar("ppgen_announce_parameters", default=True)
 _COUNTER = itertools.count(1)
-
-
-@contextlib.contextmanager
-def unannounced_parameters() -> Iterator[None]:
-    """Within, models do not tell Pyro of their parameters: faster, for loops that own an optimiser."""
-    token = _ANNOUNCE.set(False)
-    try:
-        yield
-    finally:
-        _ANNOUNCE.reset(token)
 
 
 def _program(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,14 +229,50 @@ def _program(method: Callable[..., Any]) -> Callable[..., Any]:
         num: int | None = None,
     ) -> Any:
         self.check_event(x)
-        self.check_context(context)
+        context = self.context_rows(context, num if x is None else len(x))
         # A PyroModule inside would else put its parameters into Pyro's global store.
-        if self._has_pyro_parts() or (_ANNOUNCE.get() and am_i_wrapped()):
+        if self._has_pyro_parts() or (ANNOUNCED.get() and am_i_wrapped()):
             with self.shown_to_pyro():
                 return method(self, x, num=num, context=context)
         return method(self, x, num=num, context=context)
 
     return program
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+# What is asked about data, or about latents: a query in every family.
+_QUERIES = ("log_likelihood", "encode", "decode", "score", "energy", "responsibilities", "condition")
+# Their values are not looked at: what is missing may hold anything; an energy is asked for in inner loops.
+_SHAPES_ALONE = ("condition", "energy")
+
+
+def query(method: _Method) -> _Method:
+    """Make a method whose first argument is data ``x`` one that looks at its arguments before they are used.
+
+    ``x`` goes through :meth:`GenerativeModel.check_data`, and ``context``, where the method has it, through
+    :meth:`GenerativeModel.context_rows`. The capabilities of this module are queries in every family without
+    this decorator; it is for what a family has beside them, such as the likeliest path of states.
+    """
+    signature = inspect.signature(method)
+    first = list(signature.parameters)[1]
+    look = method.__name__ not in _SHAPES_ALONE
+
+    @functools.wraps(method)
+    def checked(self: GenerativeModel, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        arguments = bound.arguments
+        if first == "x":
+            arguments["x"] = self.check_data(arguments["x"], values=look)
+        else:
+            _check_numbers(arguments[first], first)
+        if "context" in signature.parameters:
+            context = self.context_rows(arguments.get("context"), len(arguments[first]))
+            if context is not None:
+                self.check_context_values(context)
+                arguments["context"] = context
+        return method(*bound.args, **bound.kwargs)
+
+    return cast(_Method, checked)
 
 
 class GenerativeModel(PyroModule):
@@ -270,6 +295,10 @@ class GenerativeModel(PyroModule):
     inside (only ``JitTrace_ELBO`` and its like, which read that store, cannot be used). A part that
     is a ``PyroSample`` is drawn anew in each run; give such a model to ``pyro.infer`` with a guide
     of its own, such as ``AutoNormal(family.model)``.
+
+    What a subclass's ``model``, ``guide`` and capabilities are given has been looked at: ``x`` is a tensor
+    of the event's shape, for capabilities in the model's dtype and of values that its data can have;
+    ``context`` has one row a datum, and one row given for all is repeated.
 
     :func:`ppgen.testing.check_contract` checks all this on a model.
 
@@ -295,6 +324,9 @@ class GenerativeModel(PyroModule):
         for name in ("model", "guide"):
             if name in vars(cls):
                 setattr(cls, name, _program(vars(cls)[name]))
+        for name in _QUERIES:
+            if name in vars(cls):
+                setattr(cls, name, query(vars(cls)[name]))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the constructor's arguments and give the instance its name in Pyro traces."""
@@ -343,12 +375,18 @@ class GenerativeModel(PyroModule):
 
         Args:
             num: how many.
-            context: one row a draw, where the model is conditional.
+            context: one row a draw, or one row for all, where the model is conditional.
             seed: for draws that repeat; the global generators are left as they were.
                 Without it, torch's global generator is used, as torch does.
+
+        Raises:
+            ConfigError: a number that is no positive integer; a seed that is none.
+            ShapeError, DataError, CapabilityError: a context that does not fit the model.
         """
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
+        check_count(num)
+        context = self.context_rows(context, num)
+        if context is not None:
+            self.check_context_values(context)
         with forked_rng(seed, self.device):
             return self.model(num=num, context=context)
 
@@ -369,15 +407,27 @@ class GenerativeModel(PyroModule):
         return DataPlate("data", num or batch, batch, x.device)
 
     def check_event(self, x: Tensor | None) -> None:
-        """Raise :class:`~ppgen.errors.ShapeError` unless ``x`` has shape ``(B, *event_shape)``."""
-        if x is not None and x.shape[1:] != self.event_shape:
+        """Raise :class:`~ppgen.errors.ShapeError` unless ``x`` is a tensor of shape ``(B, *event_shape)``."""
+        if x is None:
+            return
+        if not isinstance(x, Tensor):
+            raise ShapeError(
+                f"x: {type(self).__name__} expects a tensor of shape (B, "
+                f"{', '.join(map(str, self.event_shape))}), got {type(x).__name__}; pass torch.as_tensor(x)"
+            )
+        if x.shape[1:] != self.event_shape:
             raise ShapeError(
                 f"x: {type(self).__name__} expects shape (B, {', '.join(map(str, self.event_shape))}), "
                 f"got {tuple(x.shape)}; one datum needs its batch dimension too: x[None]"
             )
 
     def check_context(self, context: Tensor | None) -> None:
-        """Raise unless ``context`` is given exactly where the model is conditional."""
+        """Raise unless ``context`` is a tensor, given exactly where the model is conditional."""
+        if context is not None and not isinstance(context, Tensor):
+            raise ShapeError(
+                f"context: expected a tensor of one row a datum, got {type(context).__name__} {context!r}; "
+                "one label for all data is torch.tensor([label])"
+            )
         if context is not None and self.context_dim == 0:
             raise CapabilityError(
                 f"context: this {type(self).__name__} is unconditional, got a context of shape "
@@ -388,6 +438,70 @@ class GenerativeModel(PyroModule):
                 f"context: this {type(self).__name__} is conditional and expects one row of "
                 f"{self.context_dim} features (or one integer label) a datum, got None"
             )
+
+    def check_data(self, x: Tensor, *, values: bool = True) -> Tensor:
+        """The data x in the model's dtype, once they have been found to be data of this model.
+
+        Every method that is asked about data (``log_likelihood``, ``encode``, ``score``, ...) is given them
+        by way of this one.
+
+        Args:
+            x: data, shape ``(N, *event_shape)``; numbers of any real type, also booleans.
+            values: whether to look at the values, and not at their shape, type and device alone.
+
+        Raises:
+            ShapeError: no tensor, or another event shape.
+            DataError: no data; complex numbers; values that the model's data cannot have, such as NaN.
+            DeviceError: data elsewhere than the parameters.
+        """
+        if x is None:
+            raise ShapeError(f"x: {type(self).__name__} expects a tensor of data, got None")
+        self.check_event(x)
+        if len(x) == 0:
+            raise DataError(f"x: expected one datum or more, got none, shape {tuple(x.shape)}")
+        own = next(
+            (t for t in itertools.chain(self.parameters(), self.buffers()) if t.is_floating_point()), x
+        )
+        if x.is_complex():
+            raise DataError(
+                f"x: expected real numbers, got {x.dtype}; pass x.real, or both parts side by side"
+            )
+        if x.device != own.device:
+            raise DeviceError(
+                f"x: the model's parameters are on {own.device}, x is on {x.device}; pass x.to(model.device)"
+            )
+        x = x.to(own.dtype)
+        if values and not x.is_meta:
+            self.support.check(x, "x")
+        return x
+
+    def context_rows(self, context: Tensor | None, num: int | None) -> Tensor | None:
+        """The context of ``num`` data, one row each; a single row is that of all.
+
+        Raises:
+            CapabilityError, ShapeError: as :meth:`check_context` does; another number of rows.
+        """
+        self.check_context(context)
+        if context is None or not (self.context_dim or self.takes_labels):
+            return context
+        if context.ndim < 1 + context.is_floating_point():
+            raise ShapeError(
+                f"context: {type(self).__name__} expects one row a datum, integer labels of shape (N,) or "
+                f"features of shape (N, {self.context_dim}), got {context.dtype} of shape "
+                f"{tuple(context.shape)}; give labels as integers, and one row for all data as row[None]"
+            )
+        if num is None or len(context) == num:
+            return context
+        if len(context) != 1:
+            raise ShapeError(
+                f"context: expected one row for each of {num} data, or one row for all, got {len(context)}"
+            )
+        return context.expand(num, *context.shape[1:])
+
+    def check_context_values(self, context: Tensor) -> None:
+        """Raise :class:`~ppgen.errors.DataError` for NaN in a context, where it has no meaning."""
+        if not self.support.missing and not context.is_meta:
+            _check_numbers(context, "context")
 
     @property
     def device(self) -> torch.device:
@@ -412,7 +526,7 @@ class GenerativeModel(PyroModule):
         with pyro.settings.context(module_local_params=True):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
-                    _announce(f"{self._site_prefix}.{name}", parameter)
+                    announce(f"{self._site_prefix}.{name}", parameter)
             # Marked, not entered: entering swaps Pyro's global store for a moment, which strips
             # what other parts of a program, such as an automatic guide, keep in it.
             contexts: dict[int, Any] = {
@@ -450,23 +564,21 @@ def _is_pyro_part(module: Any, root: GenerativeModel) -> bool:
     return module is not root or bool(module._pyro_samples or module._pyro_params)
 
 
-class _Itself:
-    """What Pyro calls to get from a parameter to its unconstrained leaf: the parameter itself.
-
-    Weak, and empty after pickling, so that a parameter shown to Pyro stays picklable.
-    """
-
-    def __init__(self, parameter: torch.nn.Parameter | None = None) -> None:
-        self.reference = (lambda: None) if parameter is None else weakref.ref(parameter)
-
-    def __call__(self) -> torch.nn.Parameter | None:
-        return self.reference()
-
-    def __reduce__(self) -> tuple[type[_Itself], tuple[()]]:
-        return _Itself, ()
+def check_count(num: Any, name: str = "num") -> None:
+    """Raise :class:`~ppgen.errors.ConfigError` unless ``num`` is a positive integer."""
+    if isinstance(num, bool) or not isinstance(num, SupportsIndex) or operator.index(num) < 1:
+        raise ConfigError(f"{name}: expected a positive integer, got {num!r}")
 
 
-def _announce(name: str, parameter: torch.nn.Parameter) -> None:
-    """Emit a Pyro ``param`` message that already holds its value."""
-    parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]
-    effectful(type="param")(lambda *_, **__: parameter)(name, parameter, name=name)
+def _check_numbers(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{name}: expected a tensor, got {type(value).__name__}; pass torch.as_tensor({name})"
+        )
+    if value.is_meta:
+        return
+    bad = ~torch.isfinite(value)
+    if bool(bad.any()):
+        raise DataError(
+            f"{name}: expected finite numbers, got {int(bad.sum())} NaN or infinite of {value.numel()}"
+        )

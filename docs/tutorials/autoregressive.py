@@ -24,7 +24,6 @@ import itertools
 import math
 import os
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pyro
 import torch
@@ -35,7 +34,7 @@ from ppgen import datasets
 from ppgen.errors import CapabilityError
 from ppgen.models import MADE, PixelCNN, PixelRNN
 from ppgen.ops.random import forked_rng
-from ppgen.plots.images import tile
+from ppgen.plots.images import image_rows
 
 # The tests run this page at a small size, to see that it runs and that its claims hold.
 small = "PPGEN_DOCS_SMALL" in os.environ
@@ -203,28 +202,16 @@ fit(by_class, digits, batch_size=32, epochs=1 if small else 8, learning_rate=1e-
 #
 # ### Digits
 
-
 # %%
-def show_rows(rows):
-    figure, panels = plt.subplots(len(rows), 1, figsize=(5.6, 0.62 * len(rows)))
-    for axes, (name, images) in zip(panels, rows.items(), strict=True):
-        axes.imshow(tile(images, columns=len(images)))
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    figure.subplots_adjust(left=0.22, right=1, bottom=0, top=1, hspace=0.08)
-    plt.show()
-
-
 samples = {name: model.sample(12, seed=0) for name, model in models.items()}
-show_rows({"real": binary.test.x[:12], **samples})
+image_rows({"real": binary.test.x[:12], **samples})
 
 # %% [markdown]
 # Given the class, 0 to 9, in 17 levels:
 
 # %%
 classes = torch.arange(10)
-show_rows(
+image_rows(
     {f"draw {i + 1}": by_class.sample(10, context=classes, seed=i) for i in range(3)}
 )
 
@@ -260,7 +247,7 @@ completed = {
     for name, num in ends.items()
     for i, drawn in enumerate(models[name].condition(half, upper, num=num, seed=0))
 }
-show_rows({"real": half, "shown": half.where(upper, 0.5), **completed})
+image_rows({"real": half, "shown": half.where(upper, 0.5), **completed})
 
 # %% [markdown]
 # Completions should be nearer to the true lower half than lower halves drawn without looking:
@@ -280,9 +267,9 @@ assert bool((looking == seen)[..., :4, :].all())
 assert small or gain > 5 * error
 
 # %% [markdown]
-# The other way round, the upper half from the lower, is not a beginning. It would need a sum over all upper
-# halves, and is refused rather than guessed. So is any part for a model that averages orders: no part comes
-# first in all of them.
+# The other way round, the upper half from the lower, is not a beginning. It would need a sum over all
+# $2^{32}$ upper halves, and is refused rather than guessed. So is a half for a model that averages orders:
+# no part comes first in all of them.
 
 # %%
 for name, mask in (("PixelCNN", ~upper), ("MADE, 8 orders", upper)):
@@ -292,6 +279,86 @@ for name, mask in (("PixelCNN", ~upper), ("MADE, 8 orders", upper)):
         print(f"{name}: {str(refusal).split(';')[0]}")
     else:
         raise AssertionError(f"{name} conditions on what is no beginning")
+
+# %% [markdown]
+# ### A hole in a digit
+#
+# A few missing pixels are another matter, wherever they are. Eight of them have $2^8 = 256$ values, and the
+# density of each is known. All are tried, and one is drawn in proportion, which is exact again:
+
+# %%
+hole = torch.zeros(shape, dtype=torch.bool)
+hole[:, 3:5, 2:6] = True
+mended = {
+    name: models[name].condition(half, ~hole, seed=0)[0]
+    for name in ("MADE, 8 orders", "PixelCNN")
+}
+image_rows({"real": half, "shown": half.where(~hole, 0.5), **mended})
+
+# %%
+orders = models["MADE, 8 orders"]
+looking = orders.condition(seen, ~hole, num=4, seed=0)
+blind = orders.sample(4 * len(seen), seed=1).view_as(looking)
+wrong = [(drawn - seen)[..., hole].abs().mean((0, 2)) for drawn in (looking, blind)]
+gain, error = mean_and_error(wrong[1] - wrong[0])
+print(
+    f"wrong pixels: {wrong[0].mean():.3f} given what is around, {wrong[1].mean():.3f} not"
+)
+assert bool((looking == seen)[..., ~hole].all())
+assert small or gain > 5 * error
+
+# %% [markdown]
+# ### An image as a context
+#
+# The upper half from the lower can be learnt, if it is what one wants. With `context_channels=1` a model is
+# given an image beside each x, and each pixel is told what is around it there, on all sides. Let the context
+# be the lower half, and grey where it is not known:
+
+
+# %%
+def lower_half(x):
+    return x.where(~upper, 0.5)
+
+
+with forked_rng(0):
+    upwards = PixelCNN(
+        shape, num_layers=3, num_channels=16, dropout=0.1, context_channels=1
+    )
+told = {
+    part: (split.x, lower_half(split.x))
+    for part, split in (("train", binary.train), ("validation", binary.validation))
+}
+result = ppgen.fit(
+    upwards,
+    told["train"],
+    validation=told["validation"],
+    batch_size=32,
+    epochs=1 if small else 8,
+    learning_rate=1e-2,
+    schedule="cosine",
+    progress=False,
+)
+print(result)
+image_rows(
+    {
+        "real": half,
+        "shown": lower_half(half),
+        **{
+            f"draw {i + 1}": upwards.sample(12, lower_half(half), seed=i)
+            for i in range(3)
+        },
+    }
+)
+
+# %%
+looking = upwards.sample(len(seen), lower_half(seen), seed=0)
+blind = models["PixelCNN"].sample(len(seen), seed=1)
+wrong = [(drawn - seen)[:, upper].abs().mean(1) for drawn in (looking, blind)]
+gain, error = mean_and_error(wrong[1] - wrong[0])
+print(
+    f"wrong pixels: {wrong[0].mean():.3f} with the lower half, {wrong[1].mean():.3f} without"
+)
+assert small or gain > 5 * error
 
 # %% [markdown]
 # ## What its likelihood means
@@ -329,7 +396,6 @@ pd.DataFrame(
 # model of its own:
 
 # %%
-orders = models["MADE, 8 orders"]
 with torch.no_grad():
     by_order = -orders.log_prob_by_order(binary.test.x)  # (orders, digits)
 together = each["MADE, 8 orders"]
@@ -386,7 +452,7 @@ assert bool((good - bad <= math.log(100) + 1e-9).all())
 # - `PixelCNN` for images; `PixelRNN` where they are small and each pixel should see all before it.
 # - `WaveNet` for series and `Transformer` for text: see [text and series](text_and_series.py).
 # - **Choose something else** if draws must be quick (a VAE or a coupling flow draws all pixels at once), if
-#   a code of the datum is wanted (a VAE), if any part may be missing (mixtures, and
+#   a code of the datum is wanted (a VAE), if large parts anywhere may be missing (mixtures, and
 #   [graphical models](graphical_models.py)), or if data are few: these networks learn by heart, so keep a
 #   validation split.
 #
@@ -396,7 +462,9 @@ assert bool((good - bad <= math.log(100) + 1e-9).all())
 #    costs fewer nats? Must they differ?
 # 2. Train `MADE` with 2 orders and with 32. How far are the worst and the best order apart, and how far is
 #    their average from the best?
-# 3. Fit `PixelCNN` with one layer and with five. What becomes of the likelihood, and how can one see it in
+# 3. `upwards` draws the lower half too, and must have learnt to copy it. How many of these pixels are wrong?
+#    What does the likelihood of x given its lower half say that of x alone does not?
+# 4. Fit `PixelCNN` with one layer and with five. What becomes of the likelihood, and how can one see it in
 #    the draws?
 #
 # ## References

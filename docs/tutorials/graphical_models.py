@@ -41,7 +41,7 @@ from ppgen.models import (
 )
 from ppgen.ops.random import forked_rng
 from ppgen.plots.canvas import LIGHT, plain_axes
-from ppgen.plots.images import tile
+from ppgen.plots.images import image_rows
 
 # The tests run this page at a small size, to see that it runs and that its claims hold.
 small = "PPGEN_DOCS_SMALL" in os.environ
@@ -116,9 +116,9 @@ assert abs(total - 1) < 1e-5
 # %% [markdown]
 # ## Fit
 #
-# One call trains them all, each by what suits it: naive Bayes and the tree by counting, the hidden Markov
-# model by EM. The digits have two levels here. The hidden Markov model reads them row by row, and the tree
-# picks one parent for each pixel.
+# One call trains them all, each by what suits it: naive Bayes and the tree by counting, which takes one step
+# and ends, the hidden Markov model by EM. The digits have two levels here. The hidden Markov model reads
+# them row by row, and the tree picks one parent for each pixel.
 
 # %%
 digits = datasets.load("digits").binarised()
@@ -139,8 +139,8 @@ with forked_rng(0):  # some start at random
         "hidden Markov": HiddenMarkov(shape, num_states=30, emission="bernoulli"),
     }
 fits = {
-    "naive Bayes": fit(models["naive Bayes"], epochs=2),
-    "tree": fit(models["tree"], epochs=2),
+    "naive Bayes": fit(models["naive Bayes"]),
+    "tree": fit(models["tree"]),
     "hidden Markov": fit(models["hidden Markov"], epochs=60, patience=10),
 }
 for name, each in fits.items():
@@ -152,8 +152,7 @@ for name, each in fits.items():
 
 # %%
 bayes = models["naive Bayes"]
-with torch.no_grad():
-    right = (bayes.classify(digits.test.x).argmax(-1) == digits.test.y).float()
+right = (bayes.predict(digits.test.x) == digits.test.y).float()
 accuracy, error = mean_and_error(right)
 print(f"{accuracy:.3f} ± {error:.3f} of the test digits are classified right")
 assert accuracy > 0.7
@@ -170,6 +169,51 @@ finite = weights.isfinite()  # some posteriors are 0 to the last digit of a floa
 assert torch.allclose(
     weights[finite], likelihood[:, None].expand_as(weights)[finite], atol=1e-3
 )
+
+# %% [markdown]
+# ### A table with names
+#
+# Most tables have names in them: of columns, of levels, of classes. `NaiveBayes.of_frame` reads them off a
+# DataFrame: numbers become Gaussian columns, booleans Bernoulli ones, text and categories tables; empty cells
+# stay empty, and are summed out. The mushrooms of this wood are made up.
+
+
+# %%
+def mushrooms(num, seed):
+    generator = torch.Generator().manual_seed(seed)
+    toxic = torch.rand(num, generator=generator) < 0.4
+    red = torch.rand(num, generator=generator) < torch.where(toxic, 0.6, 0.2)
+    ring = torch.rand(num, generator=generator) < torch.where(toxic, 0.8, 0.3)
+    height = 7 - 2 * toxic + 1.5 * torch.randn(num, generator=generator)
+    frame = pd.DataFrame(
+        {
+            "colour": ["red" if one else "brown" for one in red],
+            "ring": ring.numpy(),
+            "height": height.numpy(),
+            "kind": ["toxic" if one else "edible" for one in toxic],
+        }
+    )
+    nobody_looked = torch.rand(num, generator=generator) < 0.3
+    return frame.assign(colour=frame["colour"].mask(nobody_looked.numpy()))
+
+
+basket, other_basket = mushrooms(400, seed=0), mushrooms(1000, seed=1)
+forager = NaiveBayes.of_frame(basket, label="kind")
+ppgen.fit(forager, forager.from_frame(basket), progress=False)
+print(forager.classify({"colour": "red", "height": 4.0}).round(3))
+found = forager.predict(other_basket)
+right = (found == other_basket["kind"]).mean()
+print(f"{right:.3f} of another basket are named right, most often '{found.mode()[0]}'")
+assert right > 0.75
+assert set(found) == {"edible", "toxic"}
+
+# %% [markdown]
+# Draws, and what `condition` fills the gaps with, become tables again by `to_frame`.
+
+# %%
+rows = forager.from_frame(other_basket.head(6))
+filled = forager.condition(rows.x, ~rows.x.isnan(), context=rows.y, seed=0)[0]
+forager.to_frame(filled, rows.y)
 
 # %% [markdown]
 # A kernel density estimate is fitted by putting a kernel at each datum. Only the width is to be found,
@@ -195,21 +239,9 @@ fit(mixture, moons)
 #
 # First what each makes of nothing:
 
-
 # %%
-def show_rows(rows):
-    figure, panels = plt.subplots(len(rows), 1, figsize=(5.6, 0.44 * len(rows)))
-    for axes, (name, images) in zip(panels, rows.items(), strict=True):
-        axes.imshow(tile(images, columns=len(images)))
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    figure.subplots_adjust(left=0.22, right=1, bottom=0, top=1, hspace=0.08)
-    plt.show()
-
-
 draws = {name: model.sample(12, seed=0) for name, model in models.items()}
-show_rows({"real": digits.test.x[:12], **draws})
+image_rows({"real": digits.test.x[:12], **draws})
 
 # %% [markdown]
 # Then what each makes of the upper half of a digit. `condition` draws what is missing given what is there,
@@ -222,11 +254,11 @@ half = digits.test.x[:12]
 completed = {
     name: model.condition(half, seen, seed=0)[0] for name, model in models.items()
 }
-show_rows({"real": half, "shown": half.where(seen, 0.5), **completed})
 for drawn in completed.values():
     assert torch.equal(
         drawn.masked_select(seen), half.expand_as(drawn).masked_select(seen)
     )
+image_rows({"real": half, "shown": half.where(seen, 0.5), **completed})
 
 # %% [markdown]
 # ### Two moons
@@ -312,23 +344,19 @@ assert float(found[0, 0]) < 0.05
 # %%
 one = geyser.test.x[:1]
 chance = eruptions.smooth(one)[0][:, order]
-figure, axes = plt.subplots(figsize=(6.6, 2.6), layout="constrained")
-plain_axes(axes, LIGHT)
+figure, (above, below) = plt.subplots(
+    2, 1, figsize=(6.6, 3.2), sharex=True, layout="constrained"
+)
 end = 40
-gone = one[0, :end].isnan().nonzero()[:, 0]
-axes.plot(one[0, :end], "o", color=LIGHT.ink, markersize=3.5, label="eruption, minutes")
-axes.step(
-    range(end),
-    chance[:end, 1],
-    where="mid",
-    color=LIGHT.first,
-    label="p(long | the record)",
-)
-axes.plot(gone, [-0.3] * len(gone), "|", color=LIGHT.second, label="missing")
-axes.set_xlabel("step", fontsize=9.5)
-axes.legend(
-    frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1)
-)
+above.plot(one[0, :end], "o", color=LIGHT.ink, markersize=3.5)
+above.set_ylabel("eruption, minutes", fontsize=9.5)
+below.step(range(end), chance[:end, 1], where="mid", color=LIGHT.first)
+below.set_ylabel("p(long | record)", fontsize=9.5)
+below.set_xlabel("step; those in orange are missing", fontsize=9.5)
+for axes in (above, below):
+    plain_axes(axes, LIGHT)
+    for step in one[0, :end].isnan().nonzero()[:, 0].tolist():
+        axes.axvspan(step - 0.5, step + 0.5, color=LIGHT.second, alpha=0.2, linewidth=0)
 plt.show()
 
 # %% [markdown]
@@ -383,6 +411,8 @@ with torch.no_grad():
     known = drift.chain
     guess = known.offset + (means @ known.loading.T)[..., 0]
     spread = (known.loading @ variances @ known.loading.T)[..., 0, 0].sqrt()
+ahead, doubt = drift.forecast(flow, 15)
+reach = 1.96 * doubt[..., 0, 0].sqrt()
 
 # %%
 figure, axes = plt.subplots(figsize=(6.6, 2.6), layout="constrained")
@@ -390,17 +420,29 @@ plain_axes(axes, LIGHT)
 low, high = (guess - 1.96 * spread)[0], (guess + 1.96 * spread)[0]
 axes.fill_between(range(num_years), low, high, color=LIGHT.first, alpha=0.2, lw=0)
 axes.plot(guess[0], color=LIGHT.first, label="level, as inferred")
+after = range(num_years, num_years + 15)
+axes.fill_between(
+    after,
+    ahead[0] - reach[0],
+    ahead[0] + reach[0],
+    color=LIGHT.second,
+    alpha=0.15,
+    lw=0,
+)
+axes.plot(after, ahead[0], "--", color=LIGHT.second, label="forecast")
 axes.plot(level[0], color=LIGHT.second, linewidth=1, label="level, the truth")
 axes.plot(flow[0], ".", color=LIGHT.ink, markersize=3, label="measured")
 axes.set_xlabel("year", fontsize=9.5)
+axes.set_ylabel("level of the river", fontsize=9.5)
 axes.legend(
-    frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1)
+    frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1)
 )
 plt.show()
 
 # %% [markdown]
 # The band widens where nothing was measured, and holds the truth about as often as it says, 95 times in
-# 100. (It takes the fitted parameters for the true ones, so it is a little too narrow, if anything.)
+# 100. (It takes the fitted parameters for the true ones, so it is a little too narrow, if anything.) The
+# dashes are what will be measured next: `forecast` gives exact means and variances, `predict` draws.
 
 # %%
 inside = ((level - guess).abs() < 1.96 * spread).float().mean(1)
@@ -408,6 +450,7 @@ cover, error = mean_and_error(inside)
 print(f"covered {cover:.3f} ± {error:.3f}")
 assert float(spread[:, 50:60].mean()) > 1.5 * float(spread[:, 20:30].mean())
 assert abs(cover - 0.95) < 5 * error
+assert bool((reach[:, 1:] > reach[:, :-1]).all())  # further ahead, less is known
 
 # %% [markdown]
 # ## What its likelihood means
@@ -419,7 +462,7 @@ assert abs(cover - 0.95) < 5 * error
 # %%
 independent = NaiveBayes(shape, num_classes=1, columns="bernoulli")
 with forked_rng(0):
-    ppgen.fit(independent, digits.train.x, epochs=2, progress=False)
+    ppgen.fit(independent, digits.train.x, progress=False)
 nats = {}
 for name, model in {"independent pixels": independent, **models}.items():
     with torch.no_grad():

@@ -38,7 +38,7 @@ from ppgen import datasets, metrics
 from ppgen.models import IAF, MAF, ContinuousFlow, Glow, NeuralSplineFlow, RealNVP
 from ppgen.ops.random import forked_rng
 from ppgen.plots.canvas import LIGHT, plain_axes
-from ppgen.plots.images import tile
+from ppgen.plots.images import image_rows
 
 # The tests run this page at a small size, to see that it runs and that its claims hold.
 small = "PPGEN_DOCS_SMALL" in os.environ
@@ -348,7 +348,8 @@ plt.show()
 # %% [markdown]
 # One normal settles on one branch and says nothing of the other. That is also how a bad guide can look
 # sure. The flow covers both, with a bridge between them. Its bound is below the evidence, as it must be, by
-# what the bridge and the edges cost.
+# what the bridge and the edges cost. With a context it is the posterior of an autoencoder, its first use:
+# `flow.distribution(encoder(x))`, in the plate of the data.
 #
 # A guide with a density is a proposal as well: the mean of joint density over proposal density is the
 # evidence, without bias. Where the flow's tails are too thin, a rare draw has a huge weight; so one draw in
@@ -449,16 +450,7 @@ with forked_rng(0), torch.no_grad():
     made = [glow.sample(10, context=classes, seed=seed).clamp(0, 1) for seed in (0, 1)]
     calm = glow.sample_tempered(10, temperature=0.7, context=classes, seed=2)
 real = torch.stack([digits.test.x[digits.test.y == k][0] for k in classes])
-figure, panels = plt.subplots(3, 1, figsize=(5.4, 2.6))
-names = ("real", "drawn", "calmed to 0.7")
-sets = (real, torch.cat(made), calm.clamp(0, 1))
-for axes, name, images in zip(panels, names, sets, strict=True):
-    axes.imshow(tile(images, columns=10))
-    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-figure.subplots_adjust(left=0.2, right=1, bottom=0, top=1, hspace=0.08)
-plt.show()
+image_rows({"real": real, "drawn": torch.cat(made), "calmed to 0.7": calm}, columns=10)
 
 # %% [markdown]
 # A density given each class makes a classifier, by Bayes' rule, that was never trained to be one:
@@ -580,6 +572,8 @@ assert float(ink.min()) > 0.05
 # 3. Train `ContinuousFlow(..., coupling="optimal_transport")` on the moons. Are the paths straighter, and
 #    does the solver take fewer steps for the same tolerance?
 # 4. Let the IAF guide have one layer only. Which branch does it lose, and what does the bound say?
+# 5. Walk from one digit to another of its class: `glow.decode(torch.lerp(a, b, w), label)`, where `a` and `b`
+#    come from `encode`. What does the same walk through pixels look like?
 #
 # ## References
 #

@@ -32,7 +32,7 @@ from ppgen import datasets
 from ppgen.models import LinearChainCRF, MarkovRandomField, NaiveBayes
 from ppgen.ops.random import forked_rng
 from ppgen.plots.canvas import LIGHT, plain_axes
-from ppgen.plots.images import tile
+from ppgen.plots.images import image_rows
 
 # The tests run this page at a small size, to see that it runs and that its claims hold.
 small = "PPGEN_DOCS_SMALL" in os.environ
@@ -128,7 +128,7 @@ with forked_rng(0):
         learning_rate=0.1,
         progress=False,
     )
-    ppgen.fit(independent, digits.train.x, epochs=2, progress=False)
+    ppgen.fit(independent, digits.train.x, progress=False)
 print(fitted)
 
 # %% [markdown]
@@ -189,21 +189,15 @@ seen = torch.zeros(shape, dtype=torch.bool)
 seen[:, :4] = True
 half = digits.test.x[:12]
 completed = ising.condition(half, seen, seed=0)[0]
-rows = {
-    "real": half,
-    "drawn": ising.sample(12, seed=0),
-    "shown": half.where(seen, 0.5),
-    "completed": completed,
-}
-figure, panels = plt.subplots(len(rows), 1, figsize=(5.6, 0.44 * len(rows)))
-for axes, (name, images) in zip(panels, rows.items(), strict=True):
-    axes.imshow(tile(images, columns=len(images)))
-    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-figure.subplots_adjust(left=0.22, right=1, bottom=0, top=1, hspace=0.08)
-plt.show()
 assert torch.equal(completed[:, seen], half[:, seen])
+image_rows(
+    {
+        "real": half,
+        "drawn": ising.sample(12, seed=0),
+        "shown": half.where(seen, 0.5),
+        "completed": completed,
+    }
+)
 
 # %% [markdown]
 # ### Labels that hang together
@@ -288,7 +282,7 @@ left.legend(frameon=False, fontsize=8)
 for axes, (name, x) in zip(pictured, states.items(), strict=True):
     axes.imshow(x[0], cmap="gray_r", vmin=0, vmax=1)
     axes.set_title(name, fontsize=9)
-    axes.axis("off")
+    axes.set(xticks=[], yticks=[])
 plt.show()
 
 # %%

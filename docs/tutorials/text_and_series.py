@@ -276,12 +276,20 @@ for axes, begin in zip(panels, (2, 24), strict=True):
     known = torch.arange(num_steps) < begin
     futures = wavenet.condition(some, known, num=20, seed=0)
     spread[begin] = futures[:, :, 24:].var(0).mean(1)  # of each series
-    axes.plot(futures[:, one].T, color=LIGHT.first, alpha=0.25, linewidth=0.8)
-    axes.plot(some[one], color=LIGHT.second, linewidth=1.4)
+    drawn = axes.plot(futures[:, one].T, color=LIGHT.first, alpha=0.25, linewidth=0.8)
+    drawn[0].set_label("20 draws")
+    axes.plot(some[one], color=LIGHT.second, linewidth=1.4, label="what came")
     axes.axvline(begin - 0.5, color=LIGHT.muted, linestyle="dashed", linewidth=0.8)
     axes.set_title(f"{begin} steps given", fontsize=9.5)
     axes.set_xlabel("step", fontsize=9.5)
     plain_axes(axes, LIGHT)
+panels[0].set_ylabel("value", fontsize=9.5)
+handles, names = panels[0].get_legend_handles_labels()
+legend = figure.legend(
+    handles, names, frameon=False, fontsize=8, ncols=2, loc="outside upper right"
+)
+for line in legend.get_lines():
+    line.set_alpha(1)
 plt.show()
 narrower, error = mean_and_error(spread[2] - spread[24])
 print({begin: f"variance {float(v.mean()):.3f}" for begin, v in spread.items()})

@@ -73,7 +73,7 @@ def from_arrays(
     parts = [_gather(x, y, name, max_items, missing)]
     parts += [_gather(*_pair(data), f"{name} {role}", max_items, missing) for role, data in given.items()]
     joined = _concatenate(parts, name)
-    labels, label_note = _labels(parts, dtype)
+    labels, label_note = _labels(parts, dtype, missing)
     shaped, shape_note = declare_shape(joined, event_shape, name)
     coordinates, values, value_note, remarks = _declared(shaped, levels, dtype, name, missing)
     if values.kind == "real" and not missing:

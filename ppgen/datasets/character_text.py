@@ -22,6 +22,9 @@ _SHOWN = 10
 class Vocabulary:
     """A numbering of characters: text to grid values and back.
 
+    A saved model has the number of levels and not their meaning. Keep ``vocabulary.characters``, a string,
+    beside it: ``Vocabulary(characters)`` is the same vocabulary again.
+
     Args:
         characters: any text or collection of characters; repeated ones count once, their order is by code
             point.
@@ -142,14 +145,15 @@ def text(
         a split is left out.
 
     Raises:
-        DataError: no such file, one that is not of the encoding, a text too short for a window in each split,
-            characters that a given vocabulary does not have.
+        DataError: no such file, one that is empty or not of the encoding, a text too short for a window in
+            each split, characters that a given vocabulary does not have.
         ConfigError: a length or stride below 1, or shares that are none.
     """
     if length < 1 or (stride is not None and stride < 1):
         raise ConfigError(f"length, stride: expected positive integers, got {length}, {stride}")
-    content, found = _read(source, encoding)
-    name = name or found
+    content, name, path = _read(source, encoding, name)
+    if not content:
+        raise DataError(f"source: {path or 'the text'} is empty; bring a text of many windows of {length}")
     sizes = [
         share * length
         if isinstance(share, int) and not isinstance(share, bool)
@@ -159,9 +163,7 @@ def text(
     cuts = (len(content) - sum(sizes), len(content) - sizes[1])
     if min(cuts[0], *sizes) < length:
         hint = (
-            "; no file has that name"
-            if isinstance(source, str) and "\n" not in source and len(source) < 256
-            else ""
+            "; no file has that name" if path is None and "\n" not in content and len(content) < 256 else ""
         )
         raise DataError(
             f"{name}: {len(content)} characters give parts of {cuts[0]}, {sizes[0]} and {sizes[1]} for "
@@ -191,13 +193,13 @@ def text(
     )
 
 
-def _read(source: str | Path, encoding: str) -> tuple[str, str]:
-    """The text, and what to call it."""
+def _read(source: str | Path, encoding: str, name: str | None) -> tuple[str, str, Path | None]:
+    """The text, what to call it, and its file if it is of one."""
     path = Path(source) if isinstance(source, Path) or _is_path(source) else None
     if path is None:
-        return str(source), "text"
+        return str(source), name or "text", None
     try:
-        return path.read_text(encoding=encoding), path.stem
+        return path.read_text(encoding=encoding), name or path.stem, path
     except FileNotFoundError:
         raise DataError(
             f"source: no file at {path}; check the name, and the folder {path.resolve().parent}"

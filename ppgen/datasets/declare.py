@@ -111,9 +111,9 @@ def declare_labels(
 ) -> tuple[Tensor, str]:
     """Labels or context as a tensor, and a sentence on how text was encoded.
 
-    Whole numbers and text in one column become int64 (text by sorted order); all else becomes
-    ``dtype``, as features of a context. With ``missing_steps``, sequences of features, shape (N, T, F),
-    may hold NaN, as those that end early do.
+    Whole numbers in one column or in rows (labels of a datum, or of each item of a sequence) and text in one
+    column become int64 (text by sorted order); all else becomes ``dtype``, as features of a context.
+    With ``missing_steps``, sequences of features, shape (N, T, F), may hold NaN, as those that end early do.
 
     Raises:
         DataError: missing labels; no labels of a usable type.
@@ -137,8 +137,8 @@ def declare_labels(
         check_finite(labels, name, columns)
     if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         labels = labels.squeeze(1)
-    one_column = labels.ndim == 1 and not labels.is_floating_point()
-    return labels.to(torch.int64 if one_column else dtype), ""
+    whole = labels.ndim <= 2 and not labels.is_floating_point()
+    return labels.to(torch.int64 if whole else dtype), ""
 
 
 def declare_shape(x: Tensor, event_shape: tuple[int, ...] | None, name: str) -> tuple[Tensor, str]:
@@ -207,9 +207,10 @@ def column_warnings(
 
 def _dependent(x: Tensor) -> list[tuple[int, list[int]]]:
     """Columns that are linear in earlier ones, each with those that it is made of."""
-    mean = x.double().mean(0)
+    largest = x.abs().amax(0).double()  # squares of what is huge or tiny would be infinite or 0
+    mean = (x / largest).double().mean(0)
     gram = sum(
-        ((c := chunk.double() - mean).mT @ c for chunk in x.split(65536)),
+        ((c := chunk / largest - mean).mT @ c for chunk in x.split(65536)),
         start=torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device),
     )
     scale = gram.diagonal().sqrt()

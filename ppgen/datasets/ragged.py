@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppgen.datasets.arrays import from_arrays
 from ppgen.datasets.declare import Levels, declare_values
@@ -34,7 +35,8 @@ def sequences(
 
     Args:
         items: one array a sequence, of shape ``(T_n,)`` or ``(T_n, D)``, all with one D; NaN is missing.
-        y: labels or features of a context, one row a sequence.
+        y: labels or features of a context, one row a sequence; or features of each step, one array of shape
+            ``(T_n, F)`` a sequence, which are padded as the sequences are.
         levels: what the numbers are; ``"auto"`` goes by the type of all sequences together.
         num_steps: T; the longest sequence unless given.
         validation: the share for validation: a fraction, or a number of sequences.
@@ -48,7 +50,7 @@ def sequences(
 
     Raises:
         DataError: no sequences, empty or all-missing ones, or numbers that are not of the levels.
-        ShapeError: sequences of different widths, or longer than ``num_steps``.
+        ShapeError: sequences of different widths, or longer than ``num_steps``; features of other steps.
     """
     arrays = [as_tensor(item, f"{name}: item {i}")[0] for i, item in enumerate(items)]
     if not arrays:
@@ -75,15 +77,14 @@ def sequences(
                 f"{name}: sequence {i} ends in a step of nothing but NaN, which counts as beyond "
                 "its end; cut it off"
             )
+    if _has_steps(y):
+        y = _padded_features(y, [len(array) for array in arrays], steps, name, dtype)
     every = torch.cat(arrays)
     unknown = every.isnan()
     known, values, _, _ = declare_values(torch.where(unknown, 0, every), levels, dtype, name)
     parts = known.masked_fill(unknown, torch.nan).split([len(array) for array in arrays])
-    padded = torch.stack(
-        [torch.cat([p, p.new_full((steps - len(p), *p.shape[1:]), torch.nan)]) for p in parts]
-    )
     return from_arrays(
-        padded,
+        _padded(parts, steps),
         y,
         levels="count" if values.kind == "count" else values.levels,
         validation=validation,
@@ -93,3 +94,28 @@ def sequences(
         dtype=dtype,
         missing=True,
     )
+
+
+def _padded(parts: Sequence[Tensor], steps: int) -> Tensor:
+    return torch.stack([torch.cat([p, p.new_full((steps - len(p), *p.shape[1:]), torch.nan)]) for p in parts])
+
+
+def _has_steps(y: Any) -> bool:
+    """Whether y is a list of one array of features a sequence."""
+    return isinstance(y, (list, tuple)) and any(len(getattr(each, "shape", ())) > 1 for each in y)
+
+
+def _padded_features(
+    y: Sequence[Any], lengths: list[int], steps: int, name: str, dtype: torch.dtype
+) -> Tensor:
+    """Features (N, T, F) of each step, NaN beyond the end."""
+    parts = [as_tensor(each, f"{name}: y of item {i}")[0].to(dtype) for i, each in enumerate(y)]
+    if len(parts) != len(lengths):
+        raise ShapeError(f"y: expected features of {len(lengths)} sequences, got {len(parts)}")
+    for i, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        if part.shape != (length, *parts[0].shape[1:2]):
+            raise ShapeError(
+                f"y: expected one row of features for each of the {length} steps of sequence {i}, shape "
+                f"{(length, *parts[0].shape[1:2])}, got {tuple(part.shape)}"
+            )
+    return _padded(parts, steps)

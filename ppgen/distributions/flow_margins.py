@@ -64,8 +64,10 @@ class Gaussianise(FlowTransform):
 
     def __init__(self, num_dims: int, num_bins: int) -> None:
         super().__init__()
-        if num_bins < 2:
-            raise ConfigError(f"num_bins: expected 2 or more, got {num_bins}; None for data on the real line")
+        if not isinstance(num_bins, int) or num_bins < 2:
+            raise ConfigError(
+                f"num_bins: expected a number of 2 or more, got {num_bins!r}; None for data on the real line"
+            )
         self.num_bins = num_bins
         for name in ("mass", "below", "above"):
             self.register_buffer(name, torch.empty(num_dims, num_bins))

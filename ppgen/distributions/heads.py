@@ -5,6 +5,9 @@ A head turns the parameters of one site, shape ``(..., P)``, into a distribution
 is a function of the parameters and of noise that was drawn beforehand, so that two samplers that are
 given the same noise give the same values.
 
+A network may have run in lower precision (autocast): parameters are taken in the type of the values, or of
+the noise, since a sum of many log-probabilities needs it.
+
 Log-probabilities are in nats. Values on a grid are stored as :math:`k / (L - 1)`.
 """
 
@@ -73,6 +76,7 @@ class CategoricalHead(Head):
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         """Log mass of grid values ``(..., 1)``."""
+        params = params.to(value.dtype)
         if self.levels == 2:
             return (value * params - functional.softplus(params))[..., 0]
         indices = (value * (self.levels - 1)).round().long()
@@ -81,6 +85,7 @@ class CategoricalHead(Head):
 
     def draw(self, params: Tensor, noise: Tensor) -> Tensor:
         """By inversion of the cumulated probabilities."""
+        params = params.to(noise.dtype)
         if self.levels == 2:
             return (noise < params.sigmoid()).to(params.dtype)
         return _choose(params, noise).to(params.dtype)[..., None] / (self.levels - 1)
@@ -111,7 +116,7 @@ class LogisticMixtureHead(Head):
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         """Log mass of pixels ``(..., C)``; sums to one over the grid of all channels."""
-        logits, *rest = self._split(params)
+        logits, *rest = self._split(params.to(value.dtype))
         total = logits.log_softmax(-1)
         for c in range(self.channels):
             loc, log_scale = self._channel(c, rest, value[..., None, :])
@@ -121,10 +126,10 @@ class LogisticMixtureHead(Head):
 
     def draw(self, params: Tensor, noise: Tensor) -> Tensor:
         """A component by the first number of noise, then channel by channel, rounded to the grid."""
-        logits, *rest = self._split(params)
+        logits, *rest = self._split(params.to(noise.dtype))
         chosen = _choose(logits, noise[..., :1])[..., None, None]
         rest = [t.gather(-2, chosen.expand(*t.shape[:-2], 1, t.shape[-1]))[..., 0, :] for t in rest]
-        eps = torch.finfo(params.dtype).eps
+        eps = torch.finfo(noise.dtype).eps
         logistic = torch.logit(noise[..., 1:].clamp(eps, 1 - eps))
         value = torch.zeros_like(logistic)
         for c in range(self.channels):
@@ -174,7 +179,7 @@ class GaussianMixtureHead(Head):
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         """Log density of real values ``(..., 1)``."""
-        logits, loc, log_scale = params.chunk(3, -1)
+        logits, loc, log_scale = params.to(value.dtype).chunk(3, -1)
         log_scale = log_scale.clamp_min(_MIN_LOG_SCALE)
         z = (value - loc) * (-log_scale).exp()
         parts = logits.log_softmax(-1) - 0.5 * z.square() - log_scale - 0.5 * math.log(2 * math.pi)
@@ -182,7 +187,7 @@ class GaussianMixtureHead(Head):
 
     def draw(self, params: Tensor, noise: Tensor) -> Tensor:
         """A component by the first number of noise, moved and scaled standard normal noise by the second."""
-        logits, *rest = params.chunk(3, -1)
+        logits, *rest = params.to(noise.dtype).chunk(3, -1)
         chosen = _choose(logits, noise[..., :1])[..., None]
         loc, log_scale = (t.gather(-1, chosen) for t in rest)
         return loc + log_scale.clamp_min(_MIN_LOG_SCALE).exp() * noise[..., 1:]
@@ -225,7 +230,7 @@ def make_head(name: HeadName | None, levels: int | None, num_components: int, *,
                 f"{' or '.join(_FOR_GRID)}"
             )
         return GaussianMixtureHead(num_components)
-    if levels is None or levels < 2:
+    if not isinstance(levels, int) or levels < 2:
         raise ConfigError(f"levels: head={name!r} needs a grid of 2 levels or more, got {levels}")
     if name == "categorical":
         return CategoricalHead(levels)

@@ -185,8 +185,8 @@ class HiddenMarkov(TorchDistribution):
             batch: the shape of that dimension, which that of the distribution broadcasts to; (N,) by default.
 
         Returns:
-            Log potentials (N, T, K), log transitions (K, K) or (N, T - 1, K, K), and lengths (N,), ``None``
-            where all have T steps.
+            Log potentials (N, T, K), log transitions (K, K) or, one matrix a sequence, (N, 1, K, K), and
+            lengths (N,), ``None`` where all have T steps.
         """
         size, steps = len(x), self.num_steps
         x = x.reshape(size, steps, -1)
@@ -198,8 +198,8 @@ class HiddenMarkov(TorchDistribution):
             initial = initial.expand(*wanted, num_states).reshape(size, num_states)
         unary = torch.cat([unary[:, :1] + initial[..., None, :], unary[:, 1:]], 1)
         if pairwise.ndim > 2:
-            each = pairwise.expand(*wanted, num_states, num_states).reshape(size, 1, num_states, num_states)
-            pairwise = each.expand(size, steps - 1, num_states, num_states)
+            pairwise = pairwise.expand(*wanted, num_states, num_states)
+            pairwise = pairwise.reshape(size, 1, num_states, num_states)
         return unary, pairwise, lengths_of(x)
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ class LinearChain(TorchDistribution):
 
     Args:
         unary: log potentials u, shape ``(*batch, T, K)``; ``-inf`` forbids.
-        pairwise: log potentials v of the next state (columns) after each (rows), (K, K), or
-            ``(*batch, T - 1, K, K)``.
+        pairwise: log potentials v of the next state (columns) after each (rows), (K, K), ``(*batch, 1, K,
+            K)`` for one table a path, or ``(*batch, T - 1, K, K)``.
         lengths: int64, shape ``batch``, how many steps each path has; T by default.
         unit: what one state is worth in the values of a path: 1 for numbers 0 .. K - 1, 1 / (K - 1) for a
             grid.
@@ -56,13 +56,11 @@ class LinearChain(TorchDistribution):
         if unary.ndim < 2:
             raise ShapeError(f"unary: expected shape (..., T, K), got {tuple(unary.shape)}")
         batch, (steps, num_states) = unary.shape[:-2], unary.shape[-2:]
-        if pairwise.shape not in (
-            (num_states, num_states),
-            (*batch, steps - 1, num_states, num_states),
-        ):
+        table = (num_states, num_states)
+        if tuple(pairwise.shape) not in (table, (*batch, 1, *table), (*batch, steps - 1, *table)):
             raise ShapeError(
-                f"pairwise: expected shape {(num_states, num_states)} or "
-                f"{(*batch, steps - 1, num_states, num_states)}, got {tuple(pairwise.shape)}"
+                f"pairwise: expected shape {table}, {(*batch, 1, *table)} or {(*batch, steps - 1, *table)}, "
+                f"got {tuple(pairwise.shape)}"
             )
         if lengths is not None and lengths.shape != batch:
             raise ShapeError(f"lengths: expected shape {tuple(batch)}, got {tuple(lengths.shape)}")
@@ -99,7 +97,7 @@ class LinearChain(TorchDistribution):
         if not states.is_meta and bool(unknown.any()):
             weight = chains.log_partition(_clamped(unary, states), pairwise, lengths)
         else:
-            weight = _weight(unary, pairwise, states.clamp_min(0), live)
+            weight = chains.path_weights(unary, pairwise, states.clamp_min(0).masked_fill(~live, -1))
         return weight.view(batch) - self.log_partition()
 
     def log_partition(self) -> Tensor:
@@ -153,15 +151,3 @@ def _clamped(unary: Tensor, states: Tensor) -> Tensor:
     """Potentials (..., T, K) that forbid all states but the known ones."""
     other = torch.arange(unary.shape[-1], device=unary.device) != states[..., None]
     return unary.masked_fill(other & (states >= 0)[..., None], -torch.inf)
-
-
-def _weight(unary: Tensor, pairwise: Tensor, states: Tensor, live: Tensor) -> Tensor:
-    """Log weights (B,) of whole paths (B, T)."""
-    nodes = unary.gather(-1, states[..., None])[..., 0]
-    before, after = states[:, :-1], states[:, 1:]
-    if pairwise.ndim == 2:
-        edges = pairwise[before, after]
-    else:
-        rows = pairwise.gather(2, before[..., None, None].expand(-1, -1, 1, pairwise.shape[-1]))[:, :, 0]
-        edges = rows.gather(-1, after[..., None])[..., 0]
-    return torch.where(live, nodes, 0.0).sum(-1) + torch.where(live[:, 1:], edges, 0.0).sum(-1)

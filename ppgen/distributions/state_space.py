@@ -1,7 +1,7 @@
 r"""Linear-Gaussian state-space models as distributions of whole sequences, the states integrated out.
 
 The initial state emits first. NaN is a missing coordinate and is integrated out. See :mod:`ppgen.ops.kalman`
-for the model and the recursions; cost O(T (D^3 + L^3)), and once for all sequences where nothing is missing.
+for the model and the recursions; cost O(T (L^3 + D L^2)), once for all sequences where nothing is missing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class LinearGaussianSequence(TorchDistribution):
             self._validate_sample(value)
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         flat = value.expand(batch + self.event_shape).reshape(-1, self.num_steps, len(self.chain.offset))
-        return kalman_filter(flat, self.chain).log_prob.view(batch)
+        log_prob = kalman_filter(flat, self.chain).log_prob.view(batch)
+        return log_prob.to(torch.promote_types(value.dtype, self.chain.offset.dtype))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Sequences, differentiable in the parameters."""
@@ -79,16 +80,13 @@ class LinearGaussianSequence(TorchDistribution):
         chain = self.chain
         loc = chain.initial_loc
         noise = torch.randn(*batch, num_steps, len(loc), dtype=loc.dtype, device=loc.device)
-        factor, first = (
-            torch.linalg.cholesky(c) for c in (chain.transition_covariance, chain.initial_covariance)
-        )
         path: list[Tensor] = []
         last = before
         for t in range(num_steps):
             if last is not None:
-                state = last @ chain.transition.T + noise[..., t, :] @ factor.T
+                state = last @ chain.transition.T + noise[..., t, :] @ chain.transition_tril.T
             else:
-                state = loc + noise[..., 0, :] @ first.T
+                state = loc + noise[..., 0, :] @ chain.initial_tril.T
             last = state
             path.append(state)
         return torch.stack(path, -2)
@@ -96,4 +94,4 @@ class LinearGaussianSequence(TorchDistribution):
     def emit(self, states: Tensor) -> Tensor:
         """Steps given their states, (..., L) to (..., D)."""
         means = states @ self.chain.loading.T + self.chain.offset
-        return means + self.chain.noise.sqrt() * torch.randn_like(means)
+        return means + self.chain.noise_scale * torch.randn_like(means)

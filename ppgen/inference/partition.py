@@ -40,8 +40,9 @@ from ppgen.ops.weights import effective_sample_size, log_mean_weight
 
 # Base rates of 0 or 1 would have infinite log-odds.
 _LEAST_RATE = 1e-3
-# Errors of both sides that leave a gap unexplained.
+# Errors of both sides that leave a gap unexplained; but a gap that is this share of log Z is rounding.
 _FAR_APART = 3.0
+_ROUNDING = 1e-7
 # Pilot runs in search of a start: how many, over how many temperatures at least, and what a gain is (nats).
 _MOST_PILOTS = 6
 _LEAST_PILOT = 20
@@ -104,7 +105,8 @@ def bounds(
     if inverse is not None:
         other, other_error = log_start - inverse[0], inverse[1]
         gap = (other - value).abs()
-        if bool(gap > _FAR_APART * torch.hypot(error, other_error)):
+        explained = _FAR_APART * torch.hypot(error, other_error) + _ROUNDING * (1 + value.abs())
+        if bool(gap > explained):
             error, other_error = torch.maximum(error, gap), torch.maximum(other_error, gap)
             warnings.warn(
                 f"log_partition: the estimates from both sides are {float(gap):.3g} nats apart, far "

@@ -23,7 +23,8 @@ class FitResult:
         best_loss: smallest validation loss; ``None`` without validation data, or where the
             objective has no figure to validate (a GAN).
         best_epoch: epoch of ``best_loss``, whose parameters the model holds; ``None`` for the last.
-        stopped: why training ended: all epochs done, early stopping, time limit, Ctrl-C.
+        stopped: why training ended: all epochs done, or nothing left to improve (both ``finished``), early
+            stopping, time limit, Ctrl-C.
         warnings: what deserves a look, in sentences.
     """
 

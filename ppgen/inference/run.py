@@ -193,7 +193,8 @@ class Run:
 
     def _done(self) -> bool:
         result, options = self.result, self.options
-        if options.epochs is not None and result.epochs >= options.epochs:
+        enough = options.epochs is not None and result.epochs >= options.epochs
+        if enough or getattr(self.stepper, "settled", False):
             result.stopped = "finished"
             return True
         if self._out_of_time():

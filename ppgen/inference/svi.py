@@ -27,7 +27,8 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import nn
 
-from ppgen.contract import GenerativeModel, HasDefaultObjective, unannounced_parameters
+from ppgen.contract import GenerativeModel, HasDefaultObjective
+from ppgen.distributions.parameter_sites import unannounced_parameters
 from ppgen.errors import ConfigError
 from ppgen.inference.objectives.base import Objective, Program
 from ppgen.inference.objectives.elbo import ELBO

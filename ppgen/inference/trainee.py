@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +133,10 @@ class Batches:
             if model.context_dim > 0:
                 if split.y is None:
                     raise DataError(f"{name}: a conditional model needs y beside x, got none; pass (x, y)")
-                y = split.y.to(device)
-                self.context = y.to(dtype) if y.is_floating_point() else y
-            elif model.takes_labels and split.y is not None and not split.y.is_floating_point():
+                # Whole numbers in rows of as many as there are features are features, else labels of items.
+                features = split.y.is_floating_point() or split.y.shape[1:] == (model.context_dim,)
+                self.context = split.y.to(device=device, dtype=dtype if features else None)
+            elif model.takes_labels and _are_labels(split.y):
                 self.context = split.y.to(device)
         else:
             found = enumerate(_as_tuple(data))
@@ -247,6 +248,10 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def _empty_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model without latents."""
+
+
+def _are_labels(y: Tensor | None) -> TypeGuard[Tensor]:
+    return y is not None and y.ndim == 1 and not y.is_floating_point()
 
 
 def _same(x: Tensor) -> Tensor:

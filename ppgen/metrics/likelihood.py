@@ -215,8 +215,9 @@ def _check_result(model: GenerativeModel, found: Estimate, num: int, *, normalis
     if normalised and found.kind is Kind.UNNORMALISED:
         raise CapabilityError(
             f"log_likelihood: {name} gives an unnormalised log density, and a likelihood needs its log "
-            "partition (log Z), which is unknown here; estimate it (annealed importance sampling), or "
-            "compare unnormalised values of this one model with metrics.log_likelihoods"
+            'partition (log Z), which is unknown here; pass method="ais", which estimates it by annealed '
+            "importance sampling where the family has that, or compare unnormalised values of this one model "
+            "with metrics.log_likelihoods"
         )
     if found.value.shape != (num,):
         raise ShapeError(

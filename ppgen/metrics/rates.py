@@ -7,6 +7,8 @@ a series ``(T, D)`` at one time. With :math:`T_n` the steps of datum n,
 
     r = -\frac{\sum_n \log p(x_n)}{\sum_n T_n}, \qquad \mathrm{perplexity} = e^r .
 
+An image has no such steps, and its rate is :func:`~ppgen.metrics.likelihood.bits_per_dim`.
+
 A perplexity of k is that of a uniform guess among k values of a step. Divided by :math:`\log 2`, r is the
 length in bits of the best code of a step: bits per character, which for texts of one length is
 :func:`~ppgen.metrics.likelihood.bits_per_dim`.
@@ -32,7 +34,7 @@ def nats_per_step(model: GenerativeModel, data: Split | Tensor, **options: Any) 
 
     Args:
         model: a model of sequences with ``log_likelihood``.
-        data: a split, or a tensor ``(N, T, ...)`` of the model's own values.
+        data: a split, or a tensor ``(N, T)`` or ``(N, T, D)`` of the model's own values.
         **options: as for :func:`~ppgen.metrics.likelihood.log_likelihoods`: ``context``, ``batch_size``,
             ``seed``, ...
 
@@ -42,15 +44,17 @@ def nats_per_step(model: GenerativeModel, data: Split | Tensor, **options: Any) 
         Monte-Carlo error.
 
     Raises:
-        CapabilityError, DataError, ShapeError: as :func:`~ppgen.metrics.likelihood.nll`.
+        ShapeError: data that are no sequences, such as images.
+        CapabilityError, DataError: as :func:`~ppgen.metrics.likelihood.nll`.
     """
+    steps = _num_steps(data.x if isinstance(data, Split) else data)
     each = log_likelihoods(model, data, **options)
     if each.kind is Kind.UNNORMALISED:
         raise CapabilityError(
             f"log_likelihood: {type(model).__name__} gives an unnormalised log density, and a rate needs a "
-            "likelihood; estimate its log partition first"
+            'likelihood; pass method="ais", which estimates its log partition, where the family has it'
         )
-    steps = _num_steps(data.x if isinstance(data, Split) else data).to(each.value)
+    steps = steps.to(each.value)
     total = steps.sum()
     rate = -each.value.sum() / total
     if len(steps) == 1:
@@ -85,8 +89,11 @@ def perplexity(model: GenerativeModel, data: Split | Tensor, **options: Any) -> 
 
 
 def _num_steps(x: Tensor) -> Tensor:
-    """Steps that each datum ``(N, T, ...)`` holds, up to its last known one, shape ``(N,)``."""
-    if x.ndim < 2:
-        raise ShapeError(f"data: expected sequences of shape (N, T, ...), got {tuple(x.shape)}")
+    """Steps that each datum ``(N, T)`` or ``(N, T, D)`` holds, up to its last known one, shape ``(N,)``."""
+    if x.ndim not in (2, 3):
+        raise ShapeError(
+            f"data: a step is one index of T in sequences (N, T) or (N, T, D), got shape {tuple(x.shape)}; "
+            "for images see metrics.bits_per_dim"
+        )
     known = ~x.isnan().flatten(2).all(-1) if x.ndim > 2 else ~x.isnan()
     return (known * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(-1)

@@ -269,6 +269,7 @@ class BayesianNetwork(Network):
             raise ConfigError("do: expected one or more variables with their values, got none")
         frame = not isinstance(evidence, Tensor)
         x = self._from_codes(self.labels.codes_of(evidence).to(self.device)) if frame else evidence
+        x = self.check_data(x, values=False)
         filled, known = observed_part(self, x, ~x.isnan(), num)
         rows, held = self.rows(), self.do(do).rows().held
         with forked_rng(seed, self.device):
@@ -318,7 +319,7 @@ class BayesianNetwork(Network):
         if do:
             return self.do(do).query_table(targets, evidence)
         nodes = [self.labels.node(name) for name in targets]
-        seen = self.labels.assigned(evidence or {})
+        seen = self.labels.assigned({} if evidence is None else evidence, "evidence")
         held = dict(self.interventions)
         twice = [self.labels.names[v] for v in nodes if v in seen or v in held or nodes.count(v) > 1]
         twice += [self.labels.names[v] for v in seen if v in held]
@@ -361,7 +362,8 @@ class BayesianNetwork(Network):
         Raises:
             ConfigError: unknown variables or levels, with those that are spelt alike.
         """
-        given = self.labels.assigned({**(values or {}), **named})
+        given = self.labels.assigned({} if values is None else values, "do")
+        given |= self.labels.assigned(named, "do")
         changed = copy.deepcopy(self)
         changed.interventions = tuple(sorted({**dict(self.interventions), **given}.items()))
         changed.__dict__["config"] = {**self.config, "interventions": changed.interventions}

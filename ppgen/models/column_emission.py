@@ -8,19 +8,79 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.datasets.tensors import listed
 from ppgen.datasets.values import Values, table_values
 from ppgen.errors import ConfigError, ShapeError
 from ppgen.models.emissions import BernoulliEmission, CategoricalEmission, Emission, PoissonEmission
 from ppgen.models.gaussian_emission import GaussianEmission
 
 ColumnKind = Literal["gaussian", "bernoulli", "categorical", "poisson"]
+# The least variance of a real column is this share of its variance in all data.
+_SHARE = 1e-9
+
+
+class GaussianColumns(GaussianEmission):
+    r"""Columns of real numbers, a mean and a variance a class.
+
+    By default no variance is below :math:`10^{-9}` of that of the column in all data, so that units do not
+    matter; a column that is constant in all data takes the largest variance of the others for its own.
+
+    Args:
+        num_states: number of classes K.
+        names: of the columns.
+        classes: of the classes; their numbers by default.
+        min_variance: least variance in squared units of the data, in the place of that share.
+    """
+
+    min_variance: Tensor
+
+    def __init__(
+        self,
+        num_states: int,
+        names: Sequence[Hashable],
+        classes: Sequence[Hashable] | None,
+        min_variance: float | None,
+    ) -> None:
+        least = _SHARE if min_variance is None else min_variance
+        super().__init__(num_states, len(names), min_variance=least)
+        self.names, self.classes, self.relative = names, classes, min_variance is None
+        del self.min_variance
+        self.register_buffer("min_variance", torch.full((len(names),), least))
+
+    def prepare(self, rows: Tensor) -> None:
+        """Find the variances that the least ones are shares of; and as the base class."""
+        if self.relative:
+            known = ~rows.isnan()
+            # About a value of the column: rounding of the mean makes no constant column vary.
+            first = rows.gather(0, known.to(torch.int8).argmax(0)[None])
+            moved = torch.where(known, rows - first, 0.0)
+            count = known.sum(0).clamp_min(1)
+            away = torch.where(known, moved - moved.sum(0) / count, 0.0)
+            variances = away.square().sum(0) / count
+            largest = variances.max() if bool(variances.any()) else torch.ones_like(variances[0])
+            self.min_variance.copy_(_SHARE * variances.where(variances > 0, largest))
+        super().prepare(rows)
+
+    def _remark(self, collapsed: Tensor) -> str:
+        places = []
+        for column, which in zip(self.names, collapsed.T, strict=True):
+            numbers = which.nonzero()[:, 0].tolist()
+            if numbers:
+                own = listed([repr(k if self.classes is None else self.classes[k]) for k in numbers])
+                everywhere = len(numbers) == self.num_states
+                places.append(f"{column!r} (of {'every class' if everywhere else f'class {own}'})")
+        return (
+            f"collapsed: column(s) {listed(places)} are as good as constant and were held at the least "
+            "variance, so that any other value there all but rules the class out; drop these columns, or "
+            "raise min_variance"
+        )
 
 
 class ColumnEmission(Emission):
@@ -31,8 +91,11 @@ class ColumnEmission(Emission):
         num_dims: number of columns D.
         columns: one kind for all columns, or of each column the number of its levels (0: real).
         levels: number of levels L of ``"categorical"`` columns, stored as k / (L - 1).
-        min_variance: least variance of Gaussian columns, in squared units of the data.
+        min_variance: least variance of Gaussian columns, in squared units of the data; ``None``: see
+            :class:`GaussianColumns`.
         smoothing: pseudo-counts at every probability in M-steps.
+        names: of the columns, for messages; their numbers by default.
+        classes: names of the classes, for messages; their numbers by default.
     """
 
     support = constraints.real
@@ -44,8 +107,10 @@ class ColumnEmission(Emission):
         columns: ColumnKind | Sequence[int],
         *,
         levels: int | None = None,
-        min_variance: float = 1e-6,
+        min_variance: float | None = None,
         smoothing: float = 0.0,
+        names: Sequence[Hashable] | None = None,
+        classes: Sequence[Hashable] | None = None,
     ) -> None:
         super().__init__(num_states, num_dims)
         self.values, cardinalities = _declared(columns, levels, num_dims)
@@ -60,7 +125,8 @@ class ColumnEmission(Emission):
             if size < 0:
                 parts[name] = PoissonEmission(num_states, len(where), smoothing=smoothing)
             elif size == 0:
-                parts[name] = GaussianEmission(num_states, len(where), min_variance=min_variance)
+                called = [where[d] if names is None else names[where[d]] for d in range(len(where))]
+                parts[name] = GaussianColumns(num_states, called, classes, min_variance)
             elif size == 2:
                 parts[name] = BernoulliEmission(num_states, len(where), smoothing=smoothing)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppgen.contract import GenerativeModel
+from ppgen.contract import GenerativeModel, check_count
 from ppgen.errors import ConfigError, ShapeError
 
 
@@ -14,18 +14,21 @@ def observed_part(model: GenerativeModel, x: Tensor, mask: Tensor, num: int) -> 
 
     Args:
         model: the family that is asked to ``condition``.
-        x: data, shape ``(N, *event_shape)``; what is missing may hold anything, NaN too.
+        x: data of the model's event shape, ``(N, *event_shape)``; what is missing may hold anything, NaN too.
         mask: bool, True where observed; broadcasts to the shape of x.
         num: draws a datum that are asked for.
 
     Raises:
-        ShapeError: x of another event shape, or a mask that does not broadcast to it.
+        ShapeError: a mask that is no tensor, or does not broadcast to x.
         ConfigError: ``num`` below one, or a mask of another dtype than bool.
         DataError: an observed value that the model's data cannot have.
     """
-    model.check_event(x)
-    if num < 1:
-        raise ConfigError(f"num: expected a positive integer, got {num}")
+    check_count(num)
+    if not isinstance(mask, Tensor):
+        raise ShapeError(
+            f"mask: expected a tensor of booleans that broadcasts to {tuple(x.shape)}, got "
+            f"{type(mask).__name__}; pass torch.as_tensor(mask)"
+        )
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask: expected booleans, True where observed, got {mask.dtype}; pass mask.bool()")
     try:

@@ -10,11 +10,13 @@ Joint density, with y(1) the datum in standardised coordinates (the first layer)
     +-----------------------------------+
 
 Guide: empty, nothing is latent. Inverse and density are those of the flow up to the error of the solver,
-which ``tolerance`` bounds step by step; with Hutchinson's trace the density's logarithm is estimated without
+which ``tolerance`` bounds step by step (with the full trace, the density integrates to 1 up to a small
+multiple of it); with Hutchinson's trace the density's logarithm is estimated without
 bias. Because of both, its kind is ``estimate``, also where nothing is random and the standard error is 0.
 
 Training regresses the velocity on straight lines from noise to data
-(:class:`~ppgen.inference.objectives.flow_matching.FlowMatching`), which never solves the equation. Maximum
+(:class:`~ppgen.inference.objectives.flow_matching.FlowMatching`), which never solves the equation. In few
+dimensions its noise is averaged out within each batch, so that batches of some hundred data pay. Maximum
 likelihood, by ``ppgen.fit(flow, ..., objective=ELBO())``, works too, at many times the cost.
 
 Cost: a training step is one pass of the network. A draw takes one pass an evaluation of v, some tens of
@@ -62,7 +64,8 @@ class ContinuousFlow(Flow):
             first layer makes each margin Gaussian, best as many as levels. ``None`` standardises.
         dropout: share of hidden units left out at random by :meth:`velocity` in training mode; what solves
             the equation uses them all.
-        coupling: how training pairs noise with data: ``"independent"`` or ``"optimal_transport"``.
+        coupling: how training pairs noise with data: ``"independent"``, or ``"optimal_transport"`` within
+            the batch, for straighter trajectories, at a cost of the batch's size to the power of three.
         solver: ``"dopri5"``, whose steps follow ``tolerance``, or ``"rk4"`` with ``num_steps`` steps.
         num_steps: steps of ``"rk4"``.
         tolerance: error of one step of ``"dopri5"``, relative to one plus the size of the state.
@@ -133,21 +136,18 @@ class ContinuousFlow(Flow):
                 constructor's by default.
             tolerance: of the solver ``"dopri5"``; the constructor's by default.
         """
-        self.check_event(x)
-        self.check_context(context)
         method = method or self.transform.trace
         check_trace(method)
         num_probes = self.transform.num_probes if num_probes is None else num_probes
         if method == "hutchinson" and num_probes < 2:
             raise ConfigError(f"num_probes: a standard error needs 2 probes or more, got {num_probes}")
-        features = self.distribution(context).context
+        num_probes = num_probes if method == "hutchinson" else None
+        features = self._given(context).context
         y, log_slope = self.layers[0].pull(x.flatten(1))
-        z, log_dets = self.transform.pull_with_trace(
-            y, features, num_probes=num_probes if method == "hutchinson" else None, tolerance=tolerance
-        )
+        z, log_dets = self.transform.pull_with_trace(y, features, num_probes=num_probes, tolerance=tolerance)
         log_base = -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
         values = log_base + log_slope + log_dets
-        error = None if method == "full" else values.detach().std(0) / math.sqrt(num_probes)
+        error = None if num_probes is None else values.detach().std(0) / math.sqrt(num_probes)
         return Estimate.of(values.mean(0), Kind.ESTIMATE, error)
 
     def default_objective(self) -> FlowMatching:
@@ -156,7 +156,7 @@ class ContinuousFlow(Flow):
 
     def to_path(self, x: Tensor) -> Tensor:
         """Data ``(N, *event_shape)`` as the first layer sees them, ``(N, D)``: where the velocity leads."""
-        self.check_event(x)
+        x = self.check_data(x, values=False)  # values cost a step of training a wait for the device
         return self.layers[0].pull(x.flatten(1))[0]
 
     def velocity(self, y: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

@@ -207,7 +207,12 @@ def abduct(
             f"assumption: expected one of {', '.join(get_args(Assumption))}, got {assumption!r}"
         )
     given = {labels.node(name): function for name, function in (functions or {}).items()}
-    for node in given:
+    for node, function in given.items():
+        if not isinstance(function, NoisyFunction):
+            raise ConfigError(
+                f"functions: expected a NoisyFunction for {labels.names[node]!r}, got {function!r}; it says "
+                "what the noise is too: NoisyFunction(function, probabilities)"
+            )
         if labels.levels[node] is None:
             raise ConfigError(
                 f"functions: {labels.names[node]!r} is continuous, and follows its regression; leave it out"
@@ -245,7 +250,7 @@ def indexed(frame: Any, num: int, evidence: Any) -> Any:
     """A DataFrame of ``num`` draws of each row, with the index of the evidence, and of the draw beside it."""
     import pandas
 
-    index = getattr(evidence, "index", pandas.RangeIndex(len(frame) // num))
+    index = evidence.index if hasattr(evidence, "columns") else pandas.RangeIndex(len(frame) // num)
     return frame.set_axis(index if num == 1 else pandas.MultiIndex.from_product([range(num), index]))
 
 

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count
 from ppgen.datasets.values import REAL
 from ppgen.distributions.flow import FlowDistribution, FlowTransform
 from ppgen.distributions.flow_margins import Gaussianise, Standardise
@@ -25,6 +25,10 @@ class Flow(GenerativeModel):
 
     The first layer, :math:`T_1`, meets the data: it standardises them, or makes the margins of data
     on [0, 1] Gaussian; :meth:`initialise` measures it. Events of any shape are flattened inside.
+
+    A context of classes or features goes in as it is. One that is an image, a sequence or a set is read by
+    a network of one's own, learnt in one ``PyroModule`` with the flow: after ``flow.initialise(x)``, by
+    ``flow.distribution(network(context))``.
 
     Args:
         event_shape: shape of one datum, D numbers in all.
@@ -44,6 +48,10 @@ class Flow(GenerativeModel):
         context_dim: int = 0,
     ) -> None:
         super().__init__(event_shape, support=REAL)
+        if isinstance(context_dim, bool) or not isinstance(context_dim, int) or context_dim < 0:
+            raise ConfigError(
+                f"context_dim: expected a number of classes or features, 0 for none, got {context_dim!r}"
+            )
         num_dims = self.event_shape.numel()
         first = Standardise(num_dims) if num_bins is None else Gaussianise(num_dims, num_bins)
         self.context_dim = context_dim
@@ -57,11 +65,32 @@ class Flow(GenerativeModel):
         with self.data_plate(x, num, context):
             return pyro.sample("x", self.distribution(context), obs=x)
 
-    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """p(x | context) as a Pyro distribution; its batch shape is the context's, ``()`` without one."""
+    def distribution(
+        self, context: Tensor | None = None, *, validate_args: bool | None = None
+    ) -> FlowDistribution:
+        """p(x | context) as a Pyro distribution; its batch shape is the context's, ``()`` without one.
+
+        For a Pyro program of one's own, as its prior or guide: in a ``PyroModule`` that holds the flow as an
+        attribute, its parameters are learnt. Any other program names them, by ``pyro.module("flow", flow)``
+        or by running within ``flow.shown_to_pyro()``; else they stay as they are.
+
+        Args:
+            context: labels ``(N,)`` or features ``(..., C)``, with gradients where they have any.
+            validate_args: as in torch.
+
+        Raises:
+            ShapeError: labels in rows.
+        """
         if context is not None:
+            if not context.is_floating_point() and context.shape[1:] not in ((), (self.context_dim,)):
+                raise ShapeError(
+                    f"context: expected integer labels (N,) or features (N, {self.context_dim}), got "
+                    f"{context.dtype} of shape {tuple(context.shape)}; flatten labels: context[:, 0]"
+                )
             context = context_features(context, self.context_dim, like=self.base_loc)
-        return FlowDistribution(self.layers, self.base_loc, self.event_shape, context=context)
+        return FlowDistribution(
+            self.layers, self.base_loc, self.event_shape, context=context, validate_args=validate_args
+        )
 
     @property
     def layers(self) -> list[FlowTransform]:
@@ -73,43 +102,39 @@ class Flow(GenerativeModel):
         """Fit the first layer to the margins of training data ``(N, *event_shape)``.
 
         Raises:
-            DataError: data outside [0, 1] for a flow built with ``num_bins``.
+            DataError: no data, NaN or infinities, or data outside [0, 1] for a flow built with ``num_bins``.
         """
-        self.check_event(x)
         first = self.transforms[0]
         if isinstance(first, Standardise | Gaussianise):
-            first.fit(x.flatten(1))
+            first.fit(self.check_data(x).flatten(1))
         self.initialised.fill_(True)
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Exact log p(x_n | context_n) in nats, value of shape ``(N,)``; differentiable."""
-        self.check_event(x)
-        self.check_context(context)
-        return Estimate.of(self.distribution(context).log_prob(x), Kind.EXACT)
+        return Estimate.of(self._given(context).log_prob(x), Kind.EXACT)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The noise that x came from, shape ``(N, D)``: the exact inverse of :meth:`decode`."""
-        self.check_event(x)
-        self.check_context(context)
-        return self.distribution(context).to_noise(x)[0]
+        return self._given(context).to_noise(x)[0]
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The datum that noise ``(N, D)`` stands for, ``(N, *event_shape)``; differentiable once."""
-        self.check_context(context)
         if z.shape[-1:] != self.base_loc.shape:
             raise ShapeError(
                 f"z: {type(self).__name__} expects noise of shape (N, {len(self.base_loc)}), "
                 f"got {tuple(z.shape)}; encode(x) gives it"
             )
-        return self.distribution(context).from_noise(z)
+        return self._given(context).from_noise(z.to(self.base_loc.dtype))
 
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradient of log p(x | context) with respect to x, same shape as x."""
-        self.check_event(x)
-        self.check_context(context)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return torch.autograd.grad(self.distribution(context).log_prob(x).sum(), x)[0]
+            return torch.autograd.grad(self._given(context).log_prob(x).sum(), x)[0]
+
+    def _given(self, context: Tensor | None) -> FlowDistribution:
+        """p(x | context) for data that have been looked at."""
+        return self.distribution(context, validate_args=False)
 
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -117,10 +142,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "t
 
 def check_options(num_layers: int, hidden: Sequence[int], dropout: float, activation: str) -> type[nn.Module]:
     """The nonlinearity named; :class:`~ppgen.errors.ConfigError` for options that make no flow."""
-    if num_layers < 1:
-        raise ConfigError(f"num_layers: expected 1 or more, got {num_layers}")
-    if not hidden or min(hidden) < 1:
-        raise ConfigError(f"hidden: expected one or more widths of 1 or more, got {tuple(hidden)}")
+    check_count(num_layers, "num_layers")
+    if not isinstance(hidden, Sequence) or not hidden or min(hidden) < 1:
+        raise ConfigError(f"hidden: expected widths of 1 or more such as (128, 128), got {hidden!r}")
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout: expected a share in [0, 1), got {dropout}")
     if activation not in _ACTIVATIONS:
@@ -139,7 +163,7 @@ def coupling_permutation(num_dims: int, layer: int) -> Tensor:
     if num_dims < 2:
         raise ConfigError(
             f"event_shape: a coupling needs two coordinates or more, got {num_dims}; "
-            "use MAF, or another autoregressive flow"
+            "use MAF, or NeuralSplineFlow(layout='autoregressive')"
         )
     if layer % 2:
         return torch.arange(num_dims).roll(-(num_dims // 2))

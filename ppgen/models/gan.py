@@ -146,7 +146,6 @@ class GAN(GenerativeModel):
         Raises:
             ShapeError: ``z`` has another number of latents.
         """
-        self.check_context(context)
         if z.shape[-1:] != (self.latent_dim,):
             raise ShapeError(f"z: expected shape (N, {self.latent_dim}), got {tuple(z.shape)}")
         made: Tensor = self.generator(z, context)
@@ -158,7 +157,7 @@ class GAN(GenerativeModel):
 
         A sigmoid's scale is known, and stays.
         """
-        self.check_event(x)
+        x = self.check_data(x)
         if self.generator.output == "identity":
             scale = x.std(0, correction=0)
             for player in (self.generator, self.critic):

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppgen.contract import check_count
 from ppgen.datasets.values import Values
 from ppgen.errors import CapabilityError, ConfigError
 from ppgen.models.emissions import EMPTY, Emission, log_shares, split_missing
@@ -41,6 +42,7 @@ class GaussianEmission(Emission):
         smoothing: s pseudo-steps of each component in the mixture weights.
     """
 
+    min_variance: float | Tensor
     prior_locs: Tensor
     prior_scales: Tensor
 
@@ -57,8 +59,7 @@ class GaussianEmission(Emission):
         super().__init__(num_states, num_dims)
         if covariance not in ("diagonal", "full"):
             raise ConfigError(f"covariance: expected 'diagonal' or 'full', got {covariance!r}")
-        if num_components < 1:
-            raise ConfigError(f"num_components: expected a positive integer, got {num_components}")
+        check_count(num_components, "num_components")
         if not min_variance > 0:
             raise ConfigError(
                 f"min_variance: expected a positive number, got {min_variance}; without a floor the "
@@ -166,7 +167,8 @@ class GaussianEmission(Emission):
             mass, means, spread = self._full_moments(rows, weights)
             held = (mass <= EMPTY)[:, None]
             spread = torch.where(held[..., None], torch.eye(self.num_dims).to(spread), spread)
-            trils, collapsed = floored_tril(spread, floor)
+            trils, collapsed = floored_tril(spread, float(floor))
+            collapsed = collapsed[:, None]
             if self.num_dims > 1:
                 below = trils[(slice(None), *self._below())]
                 self.off_diagonals.copy_(torch.where(held, self.off_diagonals, below))
@@ -174,16 +176,11 @@ class GaussianEmission(Emission):
         else:
             mass, means, variances = self._diagonal_moments(rows, weights)
             held = mass <= EMPTY  # (C, D): a coordinate may be missing wherever its state is
-            collapsed = ((variances < floor / 10) & ~held).any(-1)
+            collapsed = variances < floor / 10
         self.locs.copy_(torch.where(held, self.locs, means))
         self.log_scales.copy_(torch.where(held, self.log_scales, self._log_scales(variances)))
-        collapsed = collapsed & ~held.all(-1)
-        if not bool(collapsed.any()):
-            return ()
-        return (
-            f"collapsed: {int(collapsed.sum())} of {len(self.locs)} Gaussians shrank to a singular "
-            "covariance and were held at min_variance; use fewer states or raise min_variance",
-        )
+        collapsed = collapsed & ~held
+        return (self._remark(collapsed),) if bool(collapsed.any()) else ()
 
     def log_prior(self) -> Tensor:
         """The sum of s log w of mixtures, in nats."""
@@ -207,6 +204,13 @@ class GaussianEmission(Emission):
         return dist.Normal(locs, scales).to_event(1)
 
     # -- private -----------------------------------------------------------------------------
+
+    def _remark(self, collapsed: Tensor) -> str:
+        """What is said of components, (K M, D) or (K M, 1), that are no wider than the least variance."""
+        return (
+            f"collapsed: {int(collapsed.any(-1).sum())} of {len(self.locs)} Gaussians shrank to a singular "
+            "covariance and were held at min_variance; use fewer states or raise min_variance"
+        )
 
     def _scales(self) -> Tensor:
         return (self.min_variance + (2 * self.log_scales).exp()).sqrt()

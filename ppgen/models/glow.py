@@ -34,7 +34,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from ppgen.contract import Kind
+from ppgen.contract import Kind, check_count
 from ppgen.distributions.elementwise import Affine
 from ppgen.distributions.image_flow_layers import MultiScale, Shift
 from ppgen.errors import ConfigError, ShapeError
@@ -87,9 +87,8 @@ class Glow(Flow):
                 f"num_levels: images of {self.event_shape[1]} x {self.event_shape[2]} can be halved 1 to "
                 f"{most} times, got {num_levels}; pad them to a multiple of {2**num_levels}, or take fewer"
             )
-        for name, value in (("num_steps", num_steps), ("hidden_channels", hidden_channels)):
-            if value < 1:
-                raise ConfigError(f"{name}: expected 1 or more, got {value}")
+        check_count(num_steps, "num_steps")
+        check_count(hidden_channels, "hidden_channels")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout: expected a share in [0, 1), got {dropout}")
         if coupling not in get_args(CouplingName):
@@ -119,8 +118,8 @@ class Glow(Flow):
         Raises:
             DataError: data outside [0, 1] for a flow built with ``num_bins``.
         """
+        x, context = self.check_data(x), self.context_rows(context, len(x))
         super().initialise(x, context)
-        self.check_context(context)
         first = self.layers[0].pull(x[:1024].flatten(1))[0]
         features = None if context is None else self.distribution(context[:1024]).context
         cast(MultiScale, self.transforms[1]).initialise(first, features)
@@ -145,8 +144,7 @@ class Glow(Flow):
             context: one row an image, where the model is conditional.
             seed: for draws that repeat; the global generators are left as they were.
         """
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
+        check_count(num)
         if not 0 <= temperature < float("inf"):
             raise ConfigError(f"temperature: expected a number of 0 or more, got {temperature}")
         with forked_rng(seed, self.device):

@@ -29,7 +29,8 @@ before they are normalised (an input-driven chain); emissions are shared. There 
 the default objective is maximum likelihood by gradients.
 
 Cost: O(N T K^2) for likelihoods and posteriors, plus the emission's, usually O(N T K D). On the CPU in
-compiled code, on CUDA by a scan over time in O(log T) rounds.
+compiled code, one matrix of transitions or one a sequence. On CUDA, forward, backward, Viterbi and draws of
+paths are scans over time in O(log T) rounds, at O(N T K^3), where that is less than a loop waits for.
 
 References: Rabiner, *A tutorial on hidden Markov models*, Proceedings of the IEEE 77, 1989; Baum, Petrie,
 Soules & Weiss, Annals of Mathematical Statistics 41, 1970; Scott, *Bayesian methods for hidden Markov
@@ -44,7 +45,7 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count, query
 from ppgen.datasets.values import Values
 from ppgen.distributions import hidden_markov
 from ppgen.distributions.hidden_markov import StateObservation, lengths_of
@@ -101,8 +102,9 @@ class HiddenMarkov(GenerativeModel):
         context_dim: int = 0,
     ) -> None:
         super().__init__(event_shape)
-        if num_states < 1:
-            raise ConfigError(f"num_states: expected a positive integer, got {num_states}")
+        check_count(num_states, "num_states")
+        if not self.event_shape:
+            raise ConfigError("event_shape: expected (T,), or (T, ...) with one step or more, got ()")
         if not smoothing >= 0:
             raise ConfigError(f"smoothing: expected a pseudo-count of 0 or more, got {smoothing}")
         if context_dim < 0:
@@ -113,6 +115,12 @@ class HiddenMarkov(GenerativeModel):
         self.step_shape = torch.Size(step_shape)
         self.num_dims = self.step_shape.numel()
         self.emission: Emission
+        if levels is not None and emission != "categorical":
+            raise ConfigError(f"levels: categorical emissions have them, got {levels} beside {emission!r}")
+        if covariance != "diagonal" and emission not in ("gaussian", "mixture"):
+            raise ConfigError(
+                f"covariance: Gaussian emissions have one, got {covariance!r} beside {emission!r}"
+            )
         if isinstance(emission, Emission):
             self.emission = emission
         elif emission == "categorical":
@@ -185,8 +193,9 @@ class HiddenMarkov(GenerativeModel):
         """The model with priors in place of parameters, for :class:`ppgen.inference.MCMC`.
 
         Sites: ``initial`` (K,) and the rows of ``transitions`` (K, K) are uniform over the simplex;
-        ``emission.*`` as the emission says. Names of states are exchangeable: chains may differ by a
-        permutation of them.
+        ``emission.*`` as the emission says. Priors are centred by :meth:`initialise`, or by a fit. Names of
+        states are exchangeable (label switching): chains may differ by a permutation of them, R-hat is then
+        large, and only what is free of names (likelihoods, sorted parameters) may be averaged over chains.
 
         Raises:
             CapabilityError: a conditional model, or an emission without priors.
@@ -257,11 +266,11 @@ class HiddenMarkov(GenerativeModel):
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Log p(x), the sum over all paths: shape (N,), in nats; differentiable in the parameters."""
-        self._check(x, context)
         quick = None if torch.is_grad_enabled() or self.context_dim or x.is_meta else self._forward_sum(x)
         found = chains.log_partition(*self.distribution(context).potentials(x)) if quick is None else quick
         return Estimate.of(found, Kind.EXACT)
 
+    @query
     @torch.no_grad()
     def smooth(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """p(z_t = k | x), exact: shape (N, T, K); 0 beyond a sequence's end."""
@@ -269,6 +278,7 @@ class HiddenMarkov(GenerativeModel):
         _check_possible(found.log_z)
         return found.nodes
 
+    @query
     @torch.no_grad()
     def filter(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """p(z_t = k | x_1, ..., x_t), exact: shape (N, T, K); 0 beyond a sequence's end."""
@@ -276,6 +286,7 @@ class HiddenMarkov(GenerativeModel):
         _check_possible(chains.log_partition(*potentials))
         return chains.filtered(*potentials)
 
+    @query
     @torch.no_grad()
     def viterbi(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The likeliest path, int64 (N, T), -1 beyond the end, and log p(x, path), (N,), in nats."""
@@ -283,12 +294,13 @@ class HiddenMarkov(GenerativeModel):
         _check_possible(weight)
         return path, weight
 
+    @query
     @torch.no_grad()
     def posterior_paths(
         self, x: Tensor, num: int = 1, context: Tensor | None = None, *, seed: int | None = None
     ) -> Tensor:
         """Independent draws of z given x, int64, shape (num, N, T); -1 beyond a sequence's end."""
-        _check_num(num)
+        check_count(num)
         with forked_rng(seed, self.device):
             return chains.sample_paths(*self._potentials(x, context), num=num)
 
@@ -321,6 +333,7 @@ class HiddenMarkov(GenerativeModel):
             drawn = self.emission.complete(self._steps(known).flatten(0, 1), states.flatten(1))
         return torch.where(mask, filled, drawn.view(num, *x.shape))
 
+    @query
     @torch.no_grad()
     def predict(
         self,
@@ -332,9 +345,8 @@ class HiddenMarkov(GenerativeModel):
         seed: int | None = None,
     ) -> Tensor:
         """Draws of how sequences go on after their end, shape ``(num, N, num_steps, ...)``."""
-        _check_num(num)
-        if num_steps < 1:
-            raise ConfigError(f"num_steps: expected a positive integer, got {num_steps}")
+        check_count(num)
+        check_count(num_steps, "num_steps")
         with forked_rng(seed, self.device):
             unary, pairwise, lengths = self._potentials(x, context)
             paths = chains.sample_paths(unary, pairwise, lengths, num=num)
@@ -354,7 +366,7 @@ class HiddenMarkov(GenerativeModel):
             ConfigError: fewer observed steps than states.
             DataError: data that are not of the model's values.
         """
-        self._check(x, context)
+        x = self.check_data(x)
         rows = self._steps(x).flatten(0, 1)
         self.emission.prepare(rows)
         if self.emission.has_m_step:
@@ -379,7 +391,7 @@ class HiddenMarkov(GenerativeModel):
             DataError: no finite likelihood, for data that are not of the model's values. The parameters stay
                 as they were.
         """
-        self.check_event(x)
+        x = self.check_data(x, values=False)
         self.check_context(context)
         if self.context_dim:
             raise CapabilityError(
@@ -414,16 +426,18 @@ class HiddenMarkov(GenerativeModel):
         """EM; gradients of the likelihood for conditional models and emissions without an M-step."""
         return ELBO() if self.context_dim or not self.emission.has_m_step else ExpectationMaximisation()
 
+    def check_context_values(self, context: Tensor) -> None:
+        """Raise :class:`~ppgen.errors.DataError` unless a context is finite: only steps may be missing."""
+        if not context.is_meta and not bool(context.isfinite().all()):
+            raise DataError(
+                "context: expected finite numbers, got NaN or infinite ones; steps of x may be missing, a "
+                "context may not"
+            )
+
     # -- private -----------------------------------------------------------------------------
 
     def _steps(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.num_steps, self.num_dims)
-
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
-        self.check_event(x)
-        self.check_context(context)
-        if not x.is_meta:
-            self.support.check(x, "x")
 
     def _linear(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Densities (N, T, K), at t = 1 times pi; the logarithms that they lack, (N,); lengths (N,)."""
@@ -441,13 +455,7 @@ class HiddenMarkov(GenerativeModel):
         return None if found is None else found + shift
 
     def _potentials(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        self._check(x, context)
         return self.distribution(context).potentials(x)
-
-
-def _check_num(num: int) -> None:
-    if num < 1:
-        raise ConfigError(f"num: expected a positive integer, got {num}")
 
 
 def _check_possible(log_z: Tensor) -> None:

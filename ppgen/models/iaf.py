@@ -13,8 +13,14 @@ coordinates depend on the noise before them, not on the data::
 Guide: empty, nothing is latent. The density is exact, and so is the inverse.
 
 Cost: a draw is K passes of a network, O(N K (D H + H^2)), and so are a draw and its density together:
-``distribution().rsample_with_log_prob()``. That makes it a posterior to draw from, its use in the paper;
-see :meth:`~ppgen.distributions.flow.FlowDistribution.rsample_with_log_prob` for a Pyro guide. The density of
+``distribution().rsample_with_log_prob()``. That makes it a posterior to draw from, its use in the paper: the
+guide of an autoencoder is a ``PyroModule`` with an ``encoder`` to C features and a
+``flow = IAF((L,), context_dim=C)``, which runs within the plate of the data::
+
+    z, log_q = self.flow.distribution(self.encoder(x)).rsample_with_log_prob()
+    pyro.sample("z", Delta(z, log_density=log_q, event_dim=1))
+
+The density of
 *given* data is exact but slow: the noise of each layer is found coordinate by coordinate, in K D small
 steps with the arithmetic of two passes. Its gradient, which maximum likelihood needs, is found by implicit
 differentiation: one triangular system, solved in K D small steps the other way. Choose MAF where data

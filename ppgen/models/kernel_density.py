@@ -26,14 +26,17 @@ maximises the cross-validated likelihood
 with :math:`S_n` all data but n (leave-one-out, exact), or all data of other folds (Habbema, Hermans & van den
 Broek 1974). Exact copies of :math:`x_n` are not in :math:`S_n` either: with them the maximum would be at h =
 0. Compact kernels must reach from each datum to another one, so that a single outlier widens them: the
-Gaussian is the safer choice.
+Gaussian is the safer choice. But it has thin tails as well, and an outlier tens of bandwidths away from all
+others rules the sum, and widens the kernels of all (Schuster & Gregory 1981): drop it, or give ``bandwidth``.
 
 A density costs O(N D) a datum and a fit O(N^2 D), both in chunks whose memory does not grow with the number
-of data. ``condition`` is exact for all kernels.
+of data. The search for a bandwidth begins with the cross-validated densities of about a thousand of the data,
+and is finished with those of all. ``condition`` is exact for all kernels.
 
 References: Rosenblatt, Annals of Mathematical Statistics 27, 1956; Parzen, ibid. 33, 1962; Habbema, Hermans &
 van den Broek, *A stepwise discriminant analysis program using density estimation*, Compstat 1974; Silverman,
-*Density Estimation for Statistics and Data Analysis*, 1986.
+*Density Estimation for Statistics and Data Analysis*, 1986; Schuster & Gregory, *On the nonconsistency of
+maximum likelihood nonparametric density estimators*, Computer Science and Statistics 13, 1981.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ from ppgen.distributions.kernel_mixture import (
     log_normaliser,
     log_slice,
 )
-from ppgen.errors import ConfigError, DataError, ShapeError
+from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
 from ppgen.inference.em import EMStep, ExpectationMaximisation
 from ppgen.models.conditioning import observed_part
 from ppgen.models.family import Family
@@ -65,11 +68,13 @@ from ppgen.ops.chunks import rows_per_chunk
 from ppgen.ops.distances import distance_chunks
 from ppgen.ops.random import forked_rng
 
-# Bandwidths tried at first, as powers of two times a rule of thumb; then, again and again, some between the
-# neighbours of the best, until they are within a hundredth of each other.
-_COARSE = [e / 2 for e in range(-8, 5)]
-_REFINEMENTS, _FINE = 3, 9
-_MOST_SHIFTS = 20
+# Powers of two of a rule of thumb that are tried first, and, near the best of a part of the data, next; then,
+# again and again, points that cut the intervals beside the best into _PARTS, until a hundredth or two apart.
+_COARSE, _NEAR = [e / 2 for e in range(-8, 5)], [-1 / 8, 0.0, 1 / 8]
+_PARTS = 4
+_MOST_SHIFTS, _SHIFT = 20, 4
+# Data whose densities are looked at in the first search.
+_FEW = 1024
 
 
 class KernelDensity(GenerativeModel):
@@ -83,8 +88,8 @@ class KernelDensity(GenerativeModel):
         scaled: multiply h by each coordinate's standard deviation in the training data, which fitting
             measures.
         folds: number of folds of the cross-validation; leave-one-out by default.
-        num_centres: number of centres before the model is fitted, random ones. Training that is to be resumed
-            from a checkpoint wants the number of training data here.
+        num_centres: number of centres, random ones, before the model is fitted; without any it has no density
+            until then. Training that is to be resumed from a checkpoint wants the number of training data.
     """
 
     density = Kind.EXACT
@@ -100,24 +105,27 @@ class KernelDensity(GenerativeModel):
         bandwidth: float | Sequence[float] | None = None,
         scaled: bool = False,
         folds: int | None = None,
-        num_centres: int = 1,
+        num_centres: int = 0,
     ) -> None:
         super().__init__(event_shape)
         num_dims = self.event_shape.numel()
         if kernel not in KERNELS:
             raise ConfigError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
-        widths = torch.as_tensor(1.0 if bandwidth is None else bandwidth, dtype=torch.float64).reshape(-1)
+        try:
+            widths = torch.as_tensor(1.0 if bandwidth is None else bandwidth, dtype=torch.float64).reshape(-1)
+        except (TypeError, ValueError):
+            widths = torch.tensor([torch.nan])
         if not bool(((widths > 0) & widths.isfinite()).all()):
             raise ConfigError(
-                f"bandwidth: expected positive numbers, got {bandwidth}; at 0 the density is infinite at the "
-                "centres and 0 elsewhere. Leave it out to have it found by cross-validation"
+                f"bandwidth: expected positive numbers, got {bandwidth!r}; at 0 the density is infinite at "
+                "the centres and 0 elsewhere. Leave it out to have it found by cross-validation"
             )
         if len(widths) not in (1, num_dims):
             raise ShapeError(f"bandwidth: expected one number or {num_dims}, got {len(widths)}")
         if folds is not None and folds < 2:
             raise ConfigError(f"folds: expected 2 or more, got {folds}; leave it out for leave-one-out")
-        if num_centres < 1:
-            raise ConfigError(f"num_centres: expected a positive integer, got {num_centres}")
+        if num_centres < 0:
+            raise ConfigError(f"num_centres: expected 0 or more, got {num_centres}")
         self.kernel, self.given, self.scaled, self.folds = kernel, bandwidth is not None, scaled, folds
         self.log_bandwidth = nn.Parameter(widths.log().to(torch.get_default_dtype()))
         self.register_buffer("centres", torch.randn(num_centres, num_dims))
@@ -137,6 +145,7 @@ class KernelDensity(GenerativeModel):
         """The same model with the centre as a site: pick ``k`` (enumerated), then x near it."""
         self.check_event(x)
         self.check_context(context)
+        self._check_fitted()
         with self.shown_to_pyro(), self.data_plate(x, num, context):
             evenly = dist.Categorical(logits=self.centres.new_zeros(len(self.centres)))
             k = pyro.sample("k", evenly, infer={"enumerate": "parallel"})
@@ -151,19 +160,20 @@ class KernelDensity(GenerativeModel):
         return self.log_bandwidth.exp() * self.scales
 
     def distribution(self) -> KernelMixture:
-        """p(x) as a Pyro distribution."""
+        """p(x) as a Pyro distribution.
+
+        Raises:
+            CapabilityError: there are no centres yet.
+        """
+        self._check_fitted()
         return KernelMixture(self.centres, self.bandwidth, self.kernel, self.event_shape)
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Log p(x), exact: shape (N,), in nats; ``-inf`` where no kernel reaches. Differentiable."""
-        self.check_event(x)
-        self.check_context(context)
         return Estimate.of(self.distribution().log_prob(x), Kind.EXACT)
 
     def score(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Gradient of log p(x) by x, shaped as x; for uniform kernels 0 almost everywhere."""
-        self.check_event(x)
-        self.check_context(context)
         if self.kernel == "uniform":
             return torch.zeros_like(x)
         with torch.enable_grad():
@@ -187,6 +197,7 @@ class KernelDensity(GenerativeModel):
             DataError: an observed part that no kernel reaches.
             ShapeError, ConfigError: as in :func:`~ppgen.models.conditioning.observed_part`.
         """
+        self._check_fitted()
         filled, mask = observed_part(self, x, mask, num)
         rows = rows_per_chunk(self.centres.numel(), x.device)
         parts = zip(filled.flatten(1).split(rows), mask.flatten(1).split(rows), strict=True)
@@ -204,26 +215,23 @@ class KernelDensity(GenerativeModel):
             DataError: data that are not finite, or without two different ones to find a bandwidth from.
             ConfigError: fewer data than folds.
         """
-        self.check_event(x)
+        x = self.check_data(x)
         self.check_context(context)
-        self.support.check(x, "x")
         if self.folds is not None and len(x) < self.folds:
             raise ConfigError(f"folds: {self.folds} folds need as many data or more, got {len(x)}")
-        self.centres = x.flatten(1).to(self.centres).clone()
+        self.centres = x.flatten(1).clone()
         if self.scaled:
-            scales = self.centres.std(0, correction=0)
+            scales = _deviations(self.centres)
             # A coordinate that is constant has no scale of its own; the others say what is small.
             self.scales.copy_(scales.where(scales > 0, scales.mean()))
         self._check_spread()
-        num = len(x)
-        fold = torch.arange(num, device=x.device)
-        if self.folds is not None:
-            fold = (torch.randperm(num) % self.folds).to(x.device)
-        if not self.given:
-            self.log_bandwidth.fill_(self._best_bandwidth(fold))
-        self.cross_validated.copy_(
-            self._cross_validate(self.log_bandwidth.new_zeros(1), fold, self.bandwidth)[0]
-        )
+        fold = None if self.folds is None else (torch.randperm(len(x)) % self.folds).to(x.device)
+        if self.given:
+            found = self._values([0.0], self.bandwidth, fold, torch.arange(len(x)))[0]
+        else:
+            log_bandwidth, found = self._best_bandwidth(fold)
+            self.log_bandwidth.fill_(log_bandwidth)
+        self.cross_validated.fill_(found)
         self.initialised.fill_(True)
 
     @torch.no_grad()
@@ -250,9 +258,15 @@ class KernelDensity(GenerativeModel):
 
     def default_objective(self) -> ExpectationMaximisation:
         """One step on all data, which is the fit."""
-        return ExpectationMaximisation(epochs=1)
+        return ExpectationMaximisation()
 
     # -- private -----------------------------------------------------------------------------
+
+    def _check_fitted(self) -> None:
+        if not len(self.centres):
+            raise CapabilityError(
+                "KernelDensity: has no centres yet, and so no density; fit it first, ppgen.fit(model, data)"
+            )
 
     def _draw_missing(self, x: Tensor, mask: Tensor, num: int) -> Tensor:
         """Draws (num, n, D) of flat data given where ``mask`` is True."""
@@ -281,56 +295,78 @@ class KernelDensity(GenerativeModel):
             "say nothing about a bandwidth: give one"
         )
 
-    def _best_bandwidth(self, fold: Tensor) -> float:
-        """Log of the bandwidth h that is best in cross-validation."""
+    def _best_bandwidth(self, fold: Tensor | None) -> tuple[float, float]:
+        """Log of the bandwidth h that is best in cross-validation, and what it reaches there."""
         num, num_dims = self.centres.shape
-        spread = (self.centres / self.scales).var(0, correction=0).mean().sqrt()
+        deviations = _deviations(self.centres / self.scales)
+        unit = deviations.amax()
+        unit = unit * (deviations / unit).square().mean().sqrt()
         # Scott's rule; a compact kernel of radius 1 has this standard deviation in each coordinate.
         radius = {"gaussian": 1.0, "epanechnikov": num_dims + 4.0, "uniform": num_dims + 2.0}[self.kernel]
-        thumb = float(spread.log()) - math.log(num) / (num_dims + 4) + math.log(radius) / 2
-        options = [thumb + e * math.log(2) for e in _COARSE]
-        values = self._values(options, fold)
-        for _ in range(_MOST_SHIFTS):
+        start = math.log(radius) / 2 - math.log(num) / (num_dims + 4)
+        widths, every = self.scales * unit, torch.arange(num)
+        if num > _FEW:
+            few = every[:: -(-num // _FEW)]
+            start, _ = self._climb([start + e * math.log(2) for e in _COARSE], 1, widths, fold, few)
+            best, value = self._climb([start + e * math.log(2) for e in _NEAR], 1, widths, fold, every)
+        else:
+            best, value = self._climb([start + e * math.log(2) for e in _COARSE], 3, widths, fold, every)
+        return best + float(unit.log()), value
+
+    def _climb(
+        self,
+        options: list[float],
+        refinements: int,
+        widths: Tensor,
+        fold: Tensor | None,
+        rows: Tensor,
+    ) -> tuple[float, float]:
+        """The log factor on ``widths`` that is best, searched from evenly spaced ones, and its value."""
+        values, step = self._values(options, widths, fold, rows), options[1] - options[0]
+        shifts, cuts = range(1, _SHIFT + 1), range(1, _PARTS)
+        for _ in range(_MOST_SHIFTS + refinements):
             best = values.index(max(values))
-            upwards = best == len(options) - 1 or values[best] == -math.inf
-            if not upwards and best > 0:
+            if best == len(options) - 1 or values[best] == -math.inf:
+                more = [options[-1] + step * i for i in shifts]
+            elif best == 0:
+                more = [options[0] - step * i for i in shifts]
+            elif refinements == 0:
                 break
-            step = options[1] - options[0]
-            more = [
-                options[-1] + step * i if upwards else options[0] - step * i for i in range(1, len(_COARSE))
-            ]
-            joined = sorted(zip(options + more, values + self._values(more, fold), strict=True))
+            else:
+                low, middle, high = options[best - 1 : best + 2]
+                more = [low + (middle - low) * i / _PARTS for i in cuts]
+                more += [middle + (high - middle) * i / _PARTS for i in cuts]
+                refinements -= 1
+            values += self._values(more, widths, fold, rows)
+            joined = sorted(zip(options + more, values, strict=True))
             options, values = [list(column) for column in zip(*joined, strict=True)]
-        for _ in range(_REFINEMENTS):
-            best = values.index(max(values))
-            low, high = options[max(best - 1, 0)], options[min(best + 1, len(options) - 1)]
-            options = [low + (high - low) * i / (_FINE - 1) for i in range(_FINE)]
-            values = self._values(options, fold)
-        return options[values.index(max(values))]
+        best = values.index(max(values))
+        return options[best], values[best]
 
-    def _values(self, log_bandwidths: list[float], fold: Tensor) -> list[float]:
-        found: list[float] = self._cross_validate(
-            self.centres.new_tensor(log_bandwidths), fold, self.scales
-        ).tolist()
-        return found
-
-    def _cross_validate(self, log_factors: Tensor, fold: Tensor, widths: Tensor) -> Tensor:
-        """Mean log density of centres under those of other folds, (G,), at factors (G,) times widths."""
-        points = self.centres / widths
-        total, live = log_factors.new_zeros(len(log_factors), dtype=torch.float64), 0
-        factors = log_factors.exp().tolist()
-        for rows, distances in distance_chunks(points, points):
-            # Exact copies are left out with the datum itself.
-            keep = (fold[rows, None] != fold) & (distances > 0)
-            counts = keep.sum(-1)
+    def _values(
+        self, log_factors: list[float], widths: Tensor, fold: Tensor | None, rows: Tensor
+    ) -> list[float]:
+        """Mean log density of some centres (rows) under those of other folds, at factors times widths."""
+        points, factors = self.centres / widths, [math.exp(f) for f in log_factors]
+        total, live = points.new_zeros(len(factors), dtype=torch.float64), 0
+        rows = rows.to(points.device)
+        for part, distances in distance_chunks(points[rows], points):
+            # The datum itself, and exact copies with it.
+            left_out = distances == 0
+            if fold is not None:
+                left_out |= fold[rows[part], None] == fold
+            squares = distances.square_().masked_fill_(left_out, torch.inf)
+            counts = len(points) - left_out.sum(-1)
             some = counts > 0  # else all others are copies, which say nothing about a bandwidth
-            live += int(some.sum())
-            squares = distances[some].square_().masked_fill_(~keep[some], torch.inf)
+            if not bool(some.all()):
+                squares, counts = squares[some], counts[some]
+            live += len(counts)
             sums = log_kernel_sums(self.kernel, squares, factors)
-            total += (sums - counts[some].to(sums).log()).double().sum(-1)
+            total += (sums - counts.to(sums).log()).double().sum(-1)
         num_dims = points.shape[1]
-        constant = log_normaliser(self.kernel, num_dims) + widths.log().sum()
-        return (total / max(live, 1)).to(log_factors) - num_dims * log_factors - constant
+        constant = log_normaliser(self.kernel, num_dims) + float(widths.detach().double().log().sum())
+        means = (total / max(live, 1)).tolist()
+        return [mean - num_dims * f - constant for mean, f in zip(means, log_factors, strict=True)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Make room for as many centres as are there."""
@@ -338,6 +374,12 @@ class KernelDensity(GenerativeModel):
         if isinstance(found, Tensor) and found.shape[1:] == self.centres.shape[1:]:
             self.centres = self.centres.new_empty(found.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _deviations(x: Tensor) -> Tensor:
+    """Standard deviations of columns, also where their squares are too small or large for the type."""
+    unit = x.abs().amax(0).clamp_min(torch.finfo(x.dtype).tiny)
+    return unit * (x / unit).std(0, correction=0)
 
 
 FAMILY = Family(

@@ -24,7 +24,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from ppgen.contract import Estimate, Kind
+from ppgen.contract import Estimate, Kind, check_count
 from ppgen.errors import ConfigError, SamplingWarning
 from ppgen.inference.ais import AIS
 from ppgen.inference.annealing.likelihood import annealed_log_likelihood
@@ -139,8 +139,7 @@ def importance_log_likelihood(
         ``value`` of shape (N,) in nats, a lower bound in expectation; ``std_error`` from the spread of
         the weights (0 for P = 1, where it is not known).
     """
-    if num_particles < 1:
-        raise ConfigError(f"num_particles: expected a positive integer, got {num_particles}")
+    check_count(num_particles, "num_particles")
     values, errors = [], []
     rows = max(1, chunk_size // num_particles)
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -178,8 +177,7 @@ def importance_evidence(
     Returns:
         A scalar in nats, a lower bound in expectation, with its standard error.
     """
-    if num_particles < 1:
-        raise ConfigError(f"num_particles: expected a positive integer, got {num_particles}")
+    check_count(num_particles, "num_particles")
     # One particle of this estimator is the log weight of one draw. Twelve plates are room for any model.
     estimator = TraceEnum_ELBO(max_plate_nesting=12)
     draws = []

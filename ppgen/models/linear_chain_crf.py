@@ -44,7 +44,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count
 from ppgen.datasets.values import Values
 from ppgen.distributions.hidden_markov import lengths_of
 from ppgen.distributions.linear_chain import LinearChain
@@ -87,8 +87,7 @@ class LinearChainCRF(GenerativeModel):
         super().__init__(event_shape)
         if num_labels < 2:
             raise ConfigError(f"num_labels: expected 2 or more, got {num_labels}")
-        if num_features < 1:
-            raise ConfigError(f"num_features: expected a positive integer, got {num_features}")
+        check_count(num_features, "num_features")
         if penalty is not None and not penalty >= 0:
             raise ConfigError(f"penalty: expected 0 or more, got {penalty}")
         if penalty and network is not None:
@@ -156,13 +155,11 @@ class LinearChainCRF(GenerativeModel):
     @torch.no_grad()
     def viterbi(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The likeliest labels, int64 (N, T), -1 beyond the end, and their log-probability (N,), in nats."""
-        self.check_context(features)
         return self.distribution(features).likeliest()
 
     @torch.no_grad()
     def marginals(self, features: Tensor) -> Tensor:
         """p(y_t = k | features), exact: shape (N, T, K); 0 beyond the end."""
-        self.check_context(features)
         return self.distribution(features).marginals()
 
     @torch.no_grad()
@@ -239,6 +236,9 @@ class LinearChainCRF(GenerativeModel):
             features = context.to(self.transitions)
         if features.ndim == 2:
             features = features[:, None].expand(-1, self.num_steps, -1)
+        if not features.is_meta and bool(features.isinf().any()):
+            row, step, _ = features.isinf().nonzero()[0].tolist()
+            raise DataError(f"context: the features of sequence {row} are infinite at step {step}")
         lengths = lengths_of(features)
         if lengths is None:
             return features, None
@@ -253,17 +253,9 @@ class LinearChainCRF(GenerativeModel):
         return features, lengths
 
     def _checked(self, x: Tensor, context: Tensor | None) -> LinearChain:
-        """The distribution, once the labels have been found to be labels of it."""
-        self.check_event(x)
+        """The distribution, once the labels have been found to end where the features do."""
         found = self.distribution(context)
-        if x.is_meta:
-            return found
-        self.support.check(x, "x")
-        if len(x) != len(found.unary):
-            raise ShapeError(
-                f"context: expected features for each of {len(x)} sequences, got {len(found.unary)}"
-            )
-        if found.lengths is not None:
+        if found.lengths is not None and not x.is_meta:
             beyond = torch.arange(self.num_steps, device=x.device) >= found.lengths[:, None]
             wrong = (beyond & ~x.flatten(1).isnan()).any(-1)
             if bool(wrong.any()):

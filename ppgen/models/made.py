@@ -40,10 +40,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Kind
+from ppgen.contract import Kind, check_count, query
 from ppgen.datasets.values import REAL, Values, grid
 from ppgen.distributions.heads import HeadName, make_head
-from ppgen.errors import ConfigError
 from ppgen.models.autoregressive import Autoregressive
 from ppgen.models.family import Family
 from ppgen.models.flow import check_options
@@ -53,11 +52,13 @@ from ppgen.nn.masked import AutoregressiveMLP, MaskedLinear
 class MADE(Autoregressive):
     """A masked autoencoder over binary, grid or real data.
 
+    Real data have units: :meth:`initialise`, which training calls, notes their means and scales.
+
     Args:
         event_shape: shape of one datum, D numbers in all.
         hidden: widths of the hidden layers.
         num_orders: orders M that are averaged; the first is that of the flat datum, the others are random
-            and always the same. :meth:`condition` wants one.
+            and always the same. To go on from a beginning (:meth:`condition`) there must be one.
         head: what each conditional is: ``categorical``, ``logistic_mixture`` or ``gaussian_mixture``; by
             default the first for a grid, the last for real data.
         levels: number of levels of a grid, 2 for binary data, ``None`` for real data.
@@ -66,6 +67,9 @@ class MADE(Autoregressive):
         activation: the network's nonlinearity: ``silu``, ``relu`` or ``tanh``.
         dropout: share of hidden units left out at random in training mode.
     """
+
+    loc: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -81,12 +85,16 @@ class MADE(Autoregressive):
         dropout: float = 0.0,
     ) -> None:
         made_head = make_head(head, levels, num_components)
-        super().__init__(event_shape, support=REAL if levels is None else grid(levels))
+        super().__init__(
+            event_shape, support=REAL if levels is None else grid(levels), context_dim=context_dim
+        )
         nonlinearity = check_options(1, hidden, dropout, activation)
-        if num_orders < 1:
-            raise ConfigError(f"num_orders: expected a positive integer, got {num_orders}")
-        self.head, self.context_dim, self.dropout = made_head, context_dim, dropout
+        check_count(num_orders, "num_orders")
+        self.head, self.dropout = made_head, dropout
         num_dims = self.event_shape.numel()
+        # The unit of real data: the networks read and describe (x - loc) / scale.
+        self.register_buffer("loc", torch.zeros(num_dims), persistent=levels is None)
+        self.register_buffer("scale", torch.ones(num_dims), persistent=levels is None)
         self.networks = nn.ModuleList(
             AutoregressiveMLP(
                 num_dims,
@@ -103,6 +111,16 @@ class MADE(Autoregressive):
         with torch.no_grad():
             last = cast(MaskedLinear, self._networks[0].layers[-1])
             last.bias.view(-1, num_dims).copy_(made_head.start()[:, None])
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Note mean and scale of each coordinate of real training data ``(N, *event_shape)``."""
+        flat = self.check_data(x).flatten(1)
+        if self.support.levels is None:
+            scale = flat.std(0, correction=0)
+            self.loc.copy_(flat.mean(0))
+            self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+        self.initialised.fill_(True)
 
     def event_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Log p(x_n), shape ``(N,)``, in nats; in training mode in one of the orders, picked at random."""
@@ -129,10 +147,9 @@ class MADE(Autoregressive):
         """The orders, shape ``(M, D)``: flat positions, the first drawn first."""
         return torch.stack([network.order for network in self._networks])
 
+    @query
     def log_prob_by_order(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-probability in each order alone, shape ``(M, N)``, in nats."""
-        self.check_event(x)
-        self.check_context(context)
         return torch.stack([self._log_prob_in_order(network, x, context) for network in self._networks])
 
     # -- helpers -----------------------------------------------------------------------------
@@ -142,15 +159,15 @@ class MADE(Autoregressive):
         return cast(list[AutoregressiveMLP], list(self.networks))
 
     def _log_prob_in_order(self, network: AutoregressiveMLP, x: Tensor, context: Tensor | None) -> Tensor:
-        flat = x.flatten(1)
+        flat = (x.flatten(1) - self.loc) / self.scale
         outputs = network(flat, context, dropout=self.dropout if self.training else 0.0)
         params = outputs.unflatten(-1, (self.head.num_params, -1)).transpose(-1, -2)
-        return self.head.log_prob(params, flat[..., None]).sum(-1)
+        return self.head.log_prob(params, flat[..., None]).sum(-1) - self.scale.log().sum()
 
     def _complete_in_order(
         self, network: AutoregressiveMLP, x: Tensor, known: Tensor, context: Tensor | None
     ) -> Tensor:
-        flat, kept = x.flatten(1), known.flatten(1)
+        flat, kept = (x.flatten(1) - self.loc) / self.scale, known.flatten(1)
         noise = self.head.noise(tuple(flat.shape), flat)
         coordinates = iter(range(flat.shape[1]) if x.is_meta else network.order.tolist())
 
@@ -158,7 +175,8 @@ class MADE(Autoregressive):
             i = next(coordinates)
             return torch.where(kept[:, i], value, self.head.draw(outputs.T, noise[:, i])[:, 0])
 
-        return network.unroll(flat, step, context).reshape(x.shape)
+        drawn = self.loc + self.scale * network.unroll(flat, step, context)
+        return torch.where(known, x, drawn.reshape(x.shape))
 
 
 def _order(num_dims: int, m: int) -> Tensor:

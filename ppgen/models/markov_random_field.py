@@ -41,7 +41,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count, query
 from ppgen.datasets.values import Values, grid
 from ppgen.distributions.pairwise.clusters import Sampler, move, swendsen_wang
 from ppgen.distributions.pairwise.conditional import ConditionalSites
@@ -78,7 +78,8 @@ class MarkovRandomField(GenerativeModel):
         event_shape: shape of one datum; its S coordinates are the sites, in row-major order.
         graph: ``"grid"`` (nearest neighbours along each dimension, the default), ``"torus"`` (the same with
             opposite borders joined; a side of 2 has one edge, not two), ``"complete"``, an undirected
-            networkx graph over numbers or coordinates of sites, a symmetric adjacency matrix, or pairs.
+            networkx graph over numbers or coordinates of sites (of other nodes, ``list(graph)[i]`` is site i;
+            weights of its edges are not read), a symmetric adjacency matrix, or pairs.
         num_states: number q of states of a site; data are on the grid of so many levels.
         interaction: ``"ising"``, ``"potts"`` or ``"pairwise"``; by default Ising for two states, else Potts.
         tied: one field for all sites and one coupling for all edges.
@@ -127,9 +128,8 @@ class MarkovRandomField(GenerativeModel):
             raise ConfigError(
                 f"interaction: an Ising site has 2 states, got num_states={num_states}; take 'potts'"
             )
-        for name, count in (("num_gibbs_steps", num_gibbs_steps), ("max_entries", max_entries)):
-            if count < 1:
-                raise ConfigError(f"{name}: expected a positive integer, got {count}")
+        check_count(num_gibbs_steps, "num_gibbs_steps")
+        check_count(max_entries, "max_entries")
         super().__init__(event_shape, support=grid(num_states))
         self.graph = site_graph(graph, self.event_shape)
         # Saved with the model: names as they are, any other graph as its edges.
@@ -218,9 +218,8 @@ class MarkovRandomField(GenerativeModel):
         """
         if num_steps is None and sampler is None:
             return super().sample(num, context, seed=seed)
-        self.check_context(context)
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
+        check_count(num)
+        context = self._rows(context, num)
         steps = self.num_gibbs_steps if num_steps is None else num_steps
         with forked_rng(seed, self.device):
             law = self.distribution(context, num_steps=steps, sampler=sampler)
@@ -247,23 +246,23 @@ class MarkovRandomField(GenerativeModel):
             **options: of :meth:`log_partition`. The seed is 0 unless given, so that batches of data are
                 held against one estimate of log Z.
         """
-        self.check_event(x)
-        self.check_context(context)
         log_partition = self.log_partition if context is None else partial(self.log_partition, context)
-        return energy_log_likelihood(self.energy(x, context), self.density, log_partition, method, options)
+        energy = self.pairwise_field(context).energy(self._codes(x))
+        return energy_log_likelihood(energy, self.density, log_partition, method, options)
 
+    @query
     def pseudo_log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Log pseudo-likelihood :math:`\sum_i \log p(x_i \mid x_{-i})`, nats, shape (N,).
 
         All conditionals, each exact. It needs no log Z, and is not a log-likelihood.
         """
-        codes = self._codes(x)
-        return self.pairwise_field(context).pseudo_log_likelihood(codes)
+        return self.pairwise_field(context).pseudo_log_likelihood(self._codes(x))
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """E(x) in nats, shape (N,): p(x) = exp(-E(x)) / Z."""
-        codes = self._codes(x)
-        return self.pairwise_field(context).energy(codes)
+        if not x.is_meta:
+            self.support.check(x, "x")
+        return self.pairwise_field(context).energy(self._codes(x))
 
     def log_partition(
         self,
@@ -288,7 +287,7 @@ class MarkovRandomField(GenerativeModel):
             CapabilityError: ``"exact"`` where the tables are too large; ``"ais"`` with a context.
             ConfigError: no such method, or options that make no sense.
         """
-        self.check_context(context)
+        context = self._rows(context)
         if method == "ais":
             return self._annealed_log_partition(context, options)
         if method != "exact":
@@ -333,7 +332,6 @@ class MarkovRandomField(GenerativeModel):
                 :func:`~ppgen.models.conditioning.observed_part`.
         """
         filled, mask = observed_part(self, x, mask, num)
-        self.check_context(context)
         chains = None if num_steps is None and sampler is None else num_steps or self.num_gibbs_steps
         sites = ConditionalSites(
             self.pairwise_field(context),
@@ -361,18 +359,19 @@ class MarkovRandomField(GenerativeModel):
         Raises:
             CapabilityError: tables that are too large.
         """
-        self.check_context(context)
-        field = self.pairwise_field(context)
+        field = self.pairwise_field(self._rows(context))
         if field.unary.ndim == 3:
             if len(field.unary) != 1:
                 raise ConfigError(f"context: marginals are of one row, got {len(field.unary)}")
             field = PairwiseField(field.graph, field.unary[0], field.pair)
         return field.marginals(self._order("marginals").order)
 
+    @query
     def gibbs(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
         """Data ``num_steps`` sweeps of Gibbs sampling further on; like x."""
         return self._moved(x, num_steps, seed, partial(move, sampler="gibbs"))
 
+    @query
     def swendsen_wang(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
         """Data ``num_steps`` moves of all clusters further on; like x.
 
@@ -384,7 +383,7 @@ class MarkovRandomField(GenerativeModel):
     @torch.no_grad()
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Fields that match the data's frequencies without couplings."""
-        codes = self._codes(x)
+        codes = self._codes(self.check_data(x))
         counts = nn.functional.one_hot(codes, self.num_states).to(self.field.dtype).sum(0)
         # One datum of each state more, so that constant sites keep finite fields.
         logits = ((counts + 1) / (len(x) + self.num_states)).log()
@@ -423,11 +422,15 @@ class MarkovRandomField(GenerativeModel):
 
     # -- private -------------------------------------------------------------------------------
 
+    def _rows(self, context: Tensor | None, num: int | None = None) -> Tensor | None:
+        """A context that has been looked at, ``num`` rows of it where there is a number."""
+        context = self.context_rows(context, num)
+        if context is not None:
+            self.check_context_values(context)
+        return context
+
     def _codes(self, x: Tensor) -> Tensor:
         """Level numbers of data, int64, ``(N, S)``."""
-        self.check_event(x)
-        if not x.is_meta:
-            self.support.check(x, "x")
         return self.support.indices(x.flatten(1))
 
     def _order(self, purpose: str) -> Plan:

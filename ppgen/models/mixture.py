@@ -230,7 +230,8 @@ class Mixture(GenerativeModel):
                 f"empty: {int(empty.sum())} of {self.num_components} components explain no datum and "
                 "lost their weight; use fewer components or another seed"
             )
-        return EMStep(log_likelihood, log_prior, tuple(notes))
+        # A single component is responsible for all data, whatever its parameters.
+        return EMStep(log_likelihood, log_prior, tuple(notes), final=self.num_components == 1)
 
     def log_prior(self) -> Tensor:
         """Log prior density of the parameters, up to a constant; 0 here: maximum likelihood."""

@@ -26,6 +26,10 @@ under :math:`\mathrm{Beta}(1 + s, 1 + s)` or :math:`\mathrm{Dirichlet}(1 + s)` p
 each column (s = 1 is Laplace's rule); the shares of the classes are those of the data. NaN is a missing
 coordinate and is left out of every sum, which is exact.
 
+Tables of pandas, with text, categories, booleans, numbers and gaps, and classes with names, go in and out by
+:meth:`NaiveBayes.of_frame`, :meth:`~NaiveBayes.from_frame` and :meth:`~NaiveBayes.to_frame`; what
+:meth:`~NaiveBayes.predict` and :meth:`~NaiveBayes.classify` say of a frame has its names.
+
 Cost: O(N K D).
 
 References: Maron, *Automatic indexing: an experimental inquiry*, Journal of the ACM 8, 1961; Nigam, McCallum,
@@ -35,22 +39,27 @@ Thrun & Mitchell, *Text classification from labeled and unlabeled documents usin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, query
+from ppgen.datasets.split import Split
 from ppgen.datasets.values import Values
 from ppgen.distributions.class_conditional import ClassConditional
+from ppgen.distributions.network.labels import Labels, plain
 from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.inference.em import EMStep, ExpectationMaximisation
 from ppgen.models.column_emission import ColumnEmission, ColumnKind
 from ppgen.models.conditioning import observed_part
 from ppgen.models.emissions import EMPTY, log_shares
 from ppgen.models.family import Family
+from ppgen.models.labelled_columns import DeclaredLevels, LabelledColumns, is_table
+from ppgen.models.network_graphs import levels_of
 from ppgen.ops.random import forked_rng
 
 # Log-probability of classes that a label rules out: as good as impossible, and its product with 0 is 0.
@@ -67,7 +76,13 @@ class NaiveBayes(GenerativeModel):
             of each coordinate the number of its levels, which are numbered from 0, and 0 for real ones.
         levels: number of levels L of ``"categorical"`` coordinates, stored as k / (L - 1).
         smoothing: pseudo-counts at every probability (and of the mean rate, at every rate).
-        min_variance: least variance of Gaussian coordinates, in squared units of the data.
+        min_variance: least variance of Gaussian coordinates, in squared units of the data; by default
+            :math:`10^{-9}` of the variance that the coordinate has in the training data, so that units do not
+            matter.
+        names: of the columns, where ``columns`` are numbers of levels; see :meth:`of_frame`.
+        level_names: names of the levels of each column, ``None`` for a real one; numbers by default.
+        class_names: names of the classes; numbers by default.
+        label: name of the column of a frame that holds the classes.
     """
 
     density = Kind.EXACT
@@ -81,7 +96,11 @@ class NaiveBayes(GenerativeModel):
         columns: ColumnKind | Sequence[int] = "gaussian",
         levels: int | None = None,
         smoothing: float = 1.0,
-        min_variance: float = 1e-6,
+        min_variance: float | None = None,
+        names: Sequence[str] | None = None,
+        level_names: Sequence[Sequence[Hashable] | None] | None = None,
+        class_names: Sequence[Hashable] | None = None,
+        label: str = "class",
     ) -> None:
         super().__init__(event_shape)
         if num_classes < 1:
@@ -89,6 +108,18 @@ class NaiveBayes(GenerativeModel):
         if not smoothing >= 0:
             raise ConfigError(f"smoothing: expected a pseudo-count of 0 or more, got {smoothing}")
         self.num_classes = num_classes
+        self.class_names = plain(range(num_classes) if class_names is None else class_names)
+        if len(self.class_names) != num_classes:
+            raise ConfigError(
+                f"class_names: expected {num_classes}, one a class, got {list(self.class_names)}"
+            )
+        self.table: LabelledColumns | None = None
+        if names is not None:
+            if isinstance(columns, str):
+                raise ConfigError(f"columns: those with names are numbers of levels, got {columns!r}")
+            given = [range(s) if s else None for s in columns] if level_names is None else level_names
+            named = Labels(tuple(names), levels_of(given, columns))
+            self.table = LabelledColumns(named, Labels((label,), (self.class_names,)))
         self.emission = ColumnEmission(
             num_classes,
             self.event_shape.numel(),
@@ -96,6 +127,8 @@ class NaiveBayes(GenerativeModel):
             levels=levels,
             min_variance=min_variance,
             smoothing=smoothing,
+            names=names,
+            classes=self.class_names,
         )
         self.support = self.emission.values
         self.class_logits = nn.Parameter(torch.zeros(num_classes))
@@ -108,8 +141,8 @@ class NaiveBayes(GenerativeModel):
         *,
         num_classes: int,
         smoothing: float = 1.0,
-        min_variance: float = 1e-6,
-    ) -> NaiveBayes:
+        min_variance: float | None = None,
+    ) -> Self:
         """The model whose columns are what a data set says its values are (``dataset.values``)."""
         kinds: dict[str, ColumnKind] = {
             "real": "gaussian",
@@ -124,6 +157,55 @@ class NaiveBayes(GenerativeModel):
             levels=values.levels if values.kind == "grid" else None,
             smoothing=smoothing,
             min_variance=min_variance,
+        )
+
+    @classmethod
+    def of_frame(
+        cls,
+        frame: Any,
+        *,
+        label: str,
+        levels: DeclaredLevels | None = None,
+        smoothing: float = 1.0,
+        min_variance: float | None = None,
+    ) -> Self:
+        """The model of the columns of a DataFrame, and of the classes that one of them holds.
+
+        Numbers are Gaussian, booleans Bernoulli, text and categories categorical. Names and levels stay with
+        the model and its checkpoints. It is yet to be fitted, to rows as :meth:`from_frame` reads them:
+
+        .. code-block:: python
+
+            model = NaiveBayes.of_frame(frame, label="species")
+            ppgen.fit(model, model.from_frame(frame))
+            model.predict(others)
+
+        Args:
+            frame: the DataFrame; cells may be missing, also labels.
+            label: name of the column of classes: text, categories, booleans, or whole numbers, of which no
+                more than ten differ.
+            levels: what is to be read otherwise, by name: the values of a column (also of ``label``), those
+                included that the frame does not have, or ``None`` for numbers that are Gaussian although they
+                come as booleans or categories.
+            smoothing: as for the class.
+            min_variance: as for the class.
+
+        Raises:
+            DataError: no DataFrame, columns of one name, of mixed types or without any value, infinite
+                numbers, values beside the declared levels.
+            ConfigError: names that are no columns; labels that are no classes.
+        """
+        found = LabelledColumns.read(frame, label, levels)
+        return cls(
+            (len(found.columns.names),),
+            num_classes=len(found.classes.levels[0] or ()),
+            columns=[0 if one is None else len(one) for one in found.columns.levels],
+            smoothing=smoothing,
+            min_variance=min_variance,
+            names=list(found.columns.names),
+            level_names=[None if one is None else list(one) for one in found.columns.levels],
+            class_names=list(found.classes.levels[0] or ()),
+            label=label,
         )
 
     def model(
@@ -156,20 +238,58 @@ class NaiveBayes(GenerativeModel):
         """Log p(x), or log p(x, y) where labels are given (and not -1); exact, shape (N,), in nats."""
         return Estimate.of(self._log_evidence(self.log_joint(x), context), Kind.EXACT)
 
+    @query
     def log_joint(self, x: Tensor) -> Tensor:
         """Log p(x_n, y = k) for every class k, shape (N, K), in nats."""
-        self.check_event(x)
-        if not x.is_meta:
-            self.support.check(x, "x")
         return self._log_joint(x)
 
-    def classify(self, x: Tensor) -> Tensor:
-        """p(y = k | x_n), exact: shape (N, K), rows sum to one; coordinates that are NaN are summed out."""
-        return self.log_joint(x).softmax(-1)
+    def classify(self, x: Any) -> Any:
+        """p(y = k | x_n), exact: shape (N, K), rows sum to one; coordinates that are NaN are summed out.
+
+        Of a DataFrame, or of one row as a mapping of what is known by name, it is a DataFrame with a column
+        for each class; errors are those of :meth:`from_frame`.
+        """
+        if not is_table(x):
+            return self.log_joint(x).softmax(-1)
+        return self._named().shares(x, self.classify(self._rows_of(x)).detach())
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> Any:
+        """The likeliest class of each datum, int64, shape (N,).
+
+        Of a DataFrame, or of one row as a mapping of what is known by name, it is a Series of classes.
+        """
+        if not is_table(x):
+            return self.log_joint(x).argmax(-1)
+        return self._named().named(x, self.predict(self._rows_of(x)))
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """What mixtures call :meth:`classify`."""
-        return self.classify(x)
+        return self.log_joint(x).softmax(-1)
+
+    def from_frame(self, frame: Any) -> Split:
+        """Rows of a DataFrame as data to fit, or to find the likelihood of; missing cells become NaN.
+
+        Args:
+            frame: a DataFrame with the model's columns; with that of the classes, these are y, and -1 where
+                one is missing. Other columns are left out.
+
+        Raises:
+            ConfigError: the model's columns have no names; see :meth:`of_frame`.
+            DataError: a column that is not there, or a value that is no level, or no number, with its row.
+        """
+        y = self._named().labels(frame)
+        return Split(self._rows_of(frame), None if y is None else y.to(self.device), self.support, "frame")
+
+    def to_frame(self, x: Tensor, y: Tensor | None = None) -> Any:
+        """Data, and the numbers of their classes (N,) where given, as a DataFrame with names and levels.
+
+        Raises:
+            ConfigError: the model's columns have no names.
+            ShapeError, DataError: data of another shape; labels that are none of the model's.
+        """
+        self.check_event(x)
+        return self._named().to_frame(x.flatten(1), self.context_rows(y, len(x)))
 
     @torch.no_grad()
     def condition(
@@ -264,10 +384,13 @@ class NaiveBayes(GenerativeModel):
         """
         if context is None:
             return
-        if context.is_floating_point() or context.ndim != 1:
+        if not isinstance(context, Tensor) or context.is_floating_point() or context.ndim != 1:
+            came: object = context
+            if isinstance(context, Tensor):
+                came = f"{context.dtype} of shape {tuple(context.shape)}"
             raise ShapeError(
                 f"context: {type(self).__name__} takes the labels y there, whole numbers of shape (N,), got "
-                f"{context.dtype} of shape {tuple(context.shape)}"
+                f"{came}; one label for all data is torch.tensor([label])"
             )
         if context.is_meta or not len(context):
             return
@@ -279,6 +402,17 @@ class NaiveBayes(GenerativeModel):
             )
 
     # -- private -----------------------------------------------------------------------------
+
+    def _named(self) -> LabelledColumns:
+        if self.table is None:
+            raise ConfigError(
+                "names: the columns of this model have none, and frames go by them; build it with "
+                "NaiveBayes.of_frame"
+            )
+        return self.table
+
+    def _rows_of(self, table: Any) -> Tensor:
+        return self._named().rows(table).to(self.class_logits).view(-1, *self.event_shape)
 
     def _class_site(self, labels: Tensor | None) -> Tensor:
         if labels is None or not bool((labels < 0).any()):
@@ -312,8 +446,8 @@ class NaiveBayes(GenerativeModel):
         empty = mass <= EMPTY
         if bool(empty.any()):
             notes += (
-                f"empty: classes {empty.nonzero()[:, 0].tolist()} have no data and got no share; build the "
-                "model with fewer classes",
+                f"empty: classes {[self.class_names[k] for k in empty.nonzero()[:, 0].tolist()]} have no "
+                "data and got no share; build the model with fewer classes",
             )
         return notes
 
@@ -333,7 +467,7 @@ def _ruled_out(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _build(event_shape: torch.Size, values: Values, num_data: int) -> NaiveBayes:
-    floor = 1e-6 if values.levels is None else 1 / (12 * values.levels**2)
+    floor = None if values.levels is None else 1 / (12 * values.levels**2)
     return NaiveBayes.of_values(event_shape, values, num_classes=10, min_variance=floor)
 
 

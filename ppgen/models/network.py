@@ -476,19 +476,15 @@ class Network(GenerativeModel):
 
     def _checked(self, x: Tensor, clamped: Tensor | None = None) -> Tensor | None:
         """Check rows, NaN allowed, and what was set in them; as (N, n) booleans."""
-        self.check_event(x)
-        if x.is_meta:
-            return None
-        unknown = x.isnan()
-        self.support.check(torch.where(unknown, torch.zeros_like(x), x), "x")
-        if clamped is None:
+        self.check_data(x)
+        if clamped is None or x.is_meta:
             return None
         if clamped.shape != x.shape or clamped.dtype != torch.bool:
             raise ShapeError(
                 f"clamped: expected booleans of shape {tuple(x.shape)}, the shape of x, got "
                 f"{clamped.dtype} of {tuple(clamped.shape)}"
             )
-        gone = unknown & clamped
+        gone = x.isnan() & clamped
         if bool(gone.any()):
             raise DataError(
                 f"clamped: {int(gone.sum())} values were set by intervention and are unknown; fill them in, "

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppgen.distributions.network.labels import Labels, Levels
+from ppgen.contract import check_count
+from ppgen.distributions.network.labels import Labels, Levels, plain
 from ppgen.distributions.network.structure import NetworkStructure
 from ppgen.errors import ConfigError, ShapeError
 from ppgen.inference.structure.problem import GraphSource
@@ -21,15 +22,11 @@ Parents = list[list[list[int]]]
 
 def levels_of(levels: Sequence[Sequence[Hashable] | None], cardinalities: Sequence[int]) -> Levels:
     """Levels as tuples, checked against the numbers of them."""
-    # Numbers of numpy and pandas become Python's own, which can be saved.
-    found = tuple(
-        None if one is None else tuple(level.item() if hasattr(level, "item") else level for level in one)
-        for one in levels
-    )
+    found = tuple(None if one is None else plain(one) for one in levels)
     sizes = [0 if one is None else len(one) for one in found]
     if sizes != list(cardinalities):
         raise ConfigError(
-            f"levels: expected as many as cardinalities says, {list(cardinalities)}, got {sizes}"
+            f"levels: expected names of as many as each variable has, {list(cardinalities)}, got {sizes}"
         )
     return found
 
@@ -82,8 +79,7 @@ def graphs_of(source: GraphSource, which: Which, num_graphs: int, seed: int | No
         return (source.edge_probabilities() > 0.5)[None], torch.zeros(1, dtype=torch.float64)
     if which != "sample":
         raise ConfigError(f"graphs: expected 'sample', 'map' or 'median', got {which!r}")
-    if num_graphs < 1:
-        raise ConfigError(f"num_graphs: expected a positive integer, got {num_graphs}")
+    check_count(num_graphs, "num_graphs")
     drawn = source.sample(num_graphs, seed=seed)
     flat, number = drawn.adjacency.flatten(1).unique(dim=0, return_inverse=True)
     weights = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)

@@ -54,7 +54,7 @@ class NeuralSplineFlow(Flow):
         layout: ``coupling`` (densities and draws in one pass) or ``autoregressive`` (draws coordinate
             by coordinate, and more flexible).
         num_layers: number K of layers.
-        num_spline_bins: pieces of each spline.
+        num_spline_bins: pieces of each spline; 16 or more where a few coordinates have several modes.
         tail_bound: where splines end and the identity begins, in standard deviations of the data. Heavy tails
             want it as far out as the data reach, and more bins.
         hidden: widths of the hidden layers of each layer's network.
@@ -81,8 +81,10 @@ class NeuralSplineFlow(Flow):
     ) -> None:
         super().__init__(event_shape, num_bins=num_bins, context_dim=context_dim)
         nonlinearity = check_options(num_layers, hidden, dropout, activation)
-        if not 2 <= num_spline_bins <= MAX_BINS:
-            raise ConfigError(f"num_spline_bins: expected 2 to {MAX_BINS}, got {num_spline_bins}")
+        if not isinstance(num_spline_bins, int) or not 2 <= num_spline_bins <= MAX_BINS:
+            raise ConfigError(
+                f"num_spline_bins: expected a number of 2 to {MAX_BINS}, got {num_spline_bins!r}"
+            )
         if not 0 < tail_bound < math.inf:
             raise ConfigError(f"tail_bound: expected a positive number, got {tail_bound}")
         if layout not in ("coupling", "autoregressive"):

@@ -13,7 +13,7 @@ in raster order, all conditionals from one network.
 Guide: empty, nothing is latent. The density is exact and takes one parallel pass. The network
 (:class:`~ppgen.nn.causal_conv.GatedPixelStack`) has a vertical and a horizontal stream, so that no pixel
 before (i, j) is in a blind spot, if it is deep enough: each layer reaches (kernel_size - 1) / 2 rows and
-columns further.
+columns further, and :attr:`PixelCNN.reach` is the sum. Of a larger image a pixel sees a window.
 
 A pixel's channels have a categorical distribution each, of few levels, given the channels before; or a
 mixture of discretised logistics together, for many levels, as in PixelCNN++.
@@ -24,18 +24,23 @@ computes each activation once: the arithmetic of one density, in H W L small ste
 References:
     van den Oord, Kalchbrenner & Kavukcuoglu, *Pixel Recurrent Neural Networks*, ICML 2016.
     van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves & Kavukcuoglu, *Conditional Image Generation with
-    PixelCNN Decoders*, NeurIPS 2016 (gates, two streams).
+    PixelCNN Decoders*, NeurIPS 2016 (gates, two streams, contexts with and without a place).
     Salimans, Karpathy, Chen & Kingma, *PixelCNN++*, ICLR 2017 (mixtures of discretised logistics).
     Ramachandran et al., *Fast Generation for Convolutional Autoregressive Models*, 2017 (cached sampling).
 """
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
+from torch import Tensor
 
 from ppgen.contract import Kind
 from ppgen.datasets.values import Values
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, ShapeError
+from ppgen.models.autoregressive import check_context_dim
 from ppgen.models.family import Family
 from ppgen.models.pixels import PixelHeadName, PixelModel, check_image
 from ppgen.nn.causal_conv import GatedPixelStack
@@ -55,6 +60,9 @@ class PixelCNN(PixelModel):
         kernel_size: of its convolutions, odd, 3 or more.
         first_kernel_size: of the first of them, for which a wide window is cheap.
         context_dim: number of classes or features that the model is conditioned on; 0 for none.
+        context_channels: channels of a context that is an image of the same height and width, shape
+            ``(N, context_channels, H, W)``, such as a blurred version of x; 0 for none, and not beside
+            ``context_dim``. Each pixel is told what is around it in the context, on all sides.
         dropout: share of activations left out at random in training mode.
     """
 
@@ -70,8 +78,14 @@ class PixelCNN(PixelModel):
         kernel_size: int = 5,
         first_kernel_size: int = 7,
         context_dim: int = 0,
+        context_channels: int = 0,
         dropout: float = 0.0,
     ) -> None:
+        if context_channels < 0 or (context_channels and context_dim):
+            raise ConfigError(
+                f"context_channels: expected a number of channels, 0 for none, and no context_dim beside it, "
+                f"got {context_channels} and context_dim={context_dim}; give classes channels of their own"
+            )
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout: expected a share in [0, 1), got {dropout}")
         network = GatedPixelStack(
@@ -80,7 +94,8 @@ class PixelCNN(PixelModel):
             num_layers=num_layers,
             kernel_size=kernel_size,
             first_kernel_size=first_kernel_size,
-            context_dim=context_dim,
+            context_dim=check_context_dim(context_dim),
+            context_channels=context_channels,
             dropout=dropout,
         )
         super().__init__(
@@ -89,8 +104,27 @@ class PixelCNN(PixelModel):
             head=head,
             levels=levels,
             num_components=num_components,
-            context_dim=context_dim,
+            # Images travel as rows; the network gives them their shape again.
+            context_dim=context_dim or context_channels * math.prod(event_shape[1:]),
         )
+        self.context_channels = context_channels
+
+    @property
+    def reach(self) -> int:
+        """How far a pixel sees: to this many columns on each side, and one row more above."""
+        return cast(GatedPixelStack, self.network).reach
+
+    def _features(self, context: Tensor) -> Tensor:
+        """A context as rows of features; those of an image in the order in which it is stored."""
+        if not self.context_channels or (context.ndim == 2 and context.shape[1] == self.context_dim):
+            return super()._features(context)
+        expected = (self.context_channels, *self.event_shape[1:])
+        if context.shape[-3:] != expected:
+            raise ShapeError(
+                f"context: expected images of shape (N, {', '.join(map(str, expected))}), got "
+                f"{tuple(context.shape)}"
+            )
+        return context.to(self._like).flatten(-3)
 
 
 def _build(event_shape: torch.Size, values: Values, num_data: int) -> PixelCNN:

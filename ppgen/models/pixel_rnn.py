@@ -15,8 +15,9 @@ Guide: empty, nothing is latent. The density is exact. The network is
 sides along the diagonals. The diagonal form sees every pixel before (i, j) from its first layer on; the row
 form sees a triangle above.
 
-Cost: a density runs through H (row) or H + W - 1 (diagonal) steps a layer; a draw runs the network on the
-known rows once a pixel, so it is for small images.
+Cost: a density runs through H (row) or H + W - 1 (diagonal) steps a layer, one after the other, so that it
+is slow on large images. A draw keeps the states of one row a layer and computes each state once: the
+arithmetic of one density, in H W (row) or 2 H W (diagonal) small steps a layer.
 
 References:
     van den Oord, Kalchbrenner & Kavukcuoglu, *Pixel Recurrent Neural Networks*, ICML 2016.
@@ -28,6 +29,7 @@ import torch
 
 from ppgen.contract import Kind
 from ppgen.datasets.values import Values
+from ppgen.models.autoregressive import check_context_dim
 from ppgen.models.family import Family
 from ppgen.models.pixels import PixelHeadName, PixelModel, check_image
 from ppgen.nn.pixel_lstm import Layout, PixelLSTM
@@ -45,7 +47,7 @@ class PixelRNN(PixelModel):
         num_components: components of the mixture.
         num_layers: recurrent layers.
         num_channels: hidden size of each LSTM.
-        kernel_size: width of the row LSTM's convolutions, odd.
+        kernel_size: width of the row LSTM's convolutions, odd; the diagonal layout has none.
         context_dim: number of classes or features that the model is conditioned on; 0 for none.
     """
 
@@ -68,7 +70,7 @@ class PixelRNN(PixelModel):
             num_channels=num_channels,
             num_layers=num_layers,
             kernel_size=kernel_size,
-            context_dim=context_dim,
+            context_dim=check_context_dim(context_dim),
         )
         super().__init__(
             event_shape,
@@ -108,6 +110,6 @@ FAMILY = Family(
         "batch_size": 64,
         "patience": 60,
     },
-    reading="An exact density from a memory that runs over the image; draws go pixel by pixel, slowly.",
+    reading="An exact density from a memory that runs over the image; draws go pixel by pixel.",
     surveyed=False,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppgen.datasets.values import grid
 from ppgen.distributions.heads import make_head
 from ppgen.distributions.pixel_heads import ChannelwisePixelHead, JointPixelHead, PixelHead
-from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.errors import ConfigError, ShapeError
 from ppgen.models.autoregressive import Autoregressive
 from ppgen.nn.causal_conv import PixelNetwork
 
@@ -46,8 +46,7 @@ class PixelModel(Autoregressive):
             raise ConfigError(f"head: expected 'categorical' or 'logistic_mixture', got {head!r}")
         channels = event_shape[0]
         made = make_head(head, levels, num_components, channels=channels)
-        super().__init__(event_shape, support=grid(levels))
-        self.context_dim = context_dim
+        super().__init__(event_shape, support=grid(levels), context_dim=context_dim)
         self.network = network
         self.head: PixelHead = (
             ChannelwisePixelHead(network.num_features, made, channels)
@@ -74,13 +73,16 @@ class PixelModel(Autoregressive):
         """Raster order with the channels of a pixel in turn, shape ``(1, D)``: flat positions."""
         return torch.arange(self.event_shape.numel()).view(self.event_shape).permute(1, 2, 0).reshape(1, -1)
 
-    def _check_beginning(self, mask: Tensor) -> None:
-        if bool((mask != mask[:, :1]).any()):
-            raise CapabilityError(
-                f"mask: {type(self).__name__} draws the channels of a pixel together; observe all channels "
-                "of a pixel or none"
+    def _follows(self, mask: Tensor) -> Tensor:
+        return super()._follows(mask) & (mask == mask[:, :1]).flatten(1).all(-1)
+
+    def _no_beginning(self, known: Tensor) -> str:
+        if bool((known != known[:1]).any()):
+            return (
+                f"{type(self).__name__} draws the channels of a pixel together; observe all channels of a "
+                "pixel or none"
             )
-        super()._check_beginning(mask)
+        return super()._no_beginning(known)
 
 
 def check_image(event_shape: tuple[int, ...] | torch.Size) -> int:

@@ -43,7 +43,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count, query
 from ppgen.datasets.values import BINARY, REAL, Values
 from ppgen.distributions.boltzmann import BoltzmannMarginal, Harmonium
 from ppgen.errors import CapabilityError, ConfigError, ShapeError
@@ -100,9 +100,8 @@ class RBM(GenerativeModel):
     ) -> None:
         if visible not in get_args(Visible):
             raise ConfigError(f"visible: expected 'binary' or 'gaussian', got {visible!r}")
-        for name, count in (("num_hidden", num_hidden), ("num_gibbs_steps", num_gibbs_steps)):
-            if count < 1:
-                raise ConfigError(f"{name}: expected a positive integer, got {count}")
+        check_count(num_hidden, "num_hidden")
+        check_count(num_gibbs_steps, "num_gibbs_steps")
         super().__init__(event_shape, support=BINARY if visible == "binary" else REAL)
         num_visible = self.event_shape.numel()
         self.visible, self.num_hidden, self.num_gibbs_steps = visible, num_hidden, num_gibbs_steps
@@ -162,8 +161,7 @@ class RBM(GenerativeModel):
         if num_steps is None:
             return super().sample(num, context, seed=seed)
         self.check_context(context)
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
+        check_count(num)
         machine = self.harmonium()
         with forked_rng(seed, self.device):
             z = self._marginal(machine, num_steps).sample((num,))
@@ -190,19 +188,14 @@ class RBM(GenerativeModel):
             **options: of :meth:`log_partition`. The seed is 0 unless given, so that batches of data
                 are held against one estimate of log Z.
         """
-        self.check_event(x)
-        self.check_context(context)
         return energy_log_likelihood(self.energy(x), self.density, self.log_partition, method, options)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Probabilities that the hidden units are on, given x; shape ``(N, H)``."""
-        self.check_event(x)
-        self.check_context(context)
         return self.harmonium().hidden_logits(x.flatten(1)).sigmoid()
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Mean of x given hidden units (states or probabilities) ``(N, H)``; ``(N, *event_shape)``."""
-        self.check_context(context)
         if z.shape[-1:] != (self.num_hidden,):
             raise ShapeError(f"z: expected shape (N, {self.num_hidden}), got {tuple(z.shape)}")
         return self.harmonium().visible_mean(z).unflatten(-1, self.event_shape)
@@ -216,14 +209,12 @@ class RBM(GenerativeModel):
         machine = self.harmonium()
         if machine.scale is None:
             raise CapabilityError("score: binary data have no gradient; build RBM(..., visible='gaussian')")
-        hidden = self.encode(x, context)
+        hidden = machine.hidden_logits(x.flatten(1)).sigmoid()
         u = machine.standardised(x.flatten(1))
         return ((hidden @ machine.weight.mT - u) / machine.scale).reshape(x.shape)
 
     def energy(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Free energy F(x) in nats, shape (N,): p(x) = exp(-F(x)) / Z with the hidden units summed out."""
-        self.check_event(x)
-        self.check_context(context)
         return self.harmonium().free_energy(x.flatten(1))
 
     def log_partition(self, *, method: Literal["exact", "ais"] = "exact", **options: Any) -> Estimate:
@@ -290,14 +281,15 @@ class RBM(GenerativeModel):
             v, _ = machine.gibbs(h, steps, clamped=clamped, mask=known)
         return v.unflatten(-1, self.event_shape)
 
+    @query
     def gibbs(self, x: Tensor, num_steps: int = 1, *, seed: int | None = None) -> Tensor:
         """Data ``num_steps`` sweeps of block Gibbs (h given x, then x given h) further on; like x."""
-        self.check_event(x)
         machine = self.harmonium()
         with forked_rng(seed, self.device):
             v, _ = machine.gibbs(machine.sample_hidden(x.flatten(1)), num_steps)
         return v.reshape(x.shape)
 
+    @query
     def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
         r"""Log pseudo-likelihood :math:`\sum_d \log p(x_d \mid x_{-d})` of binary data, nats, shape (N,).
 
@@ -307,13 +299,11 @@ class RBM(GenerativeModel):
         Raises:
             CapabilityError: Gaussian visible units.
         """
-        self.check_event(x)
         return self.harmonium().pseudo_log_likelihood(x.flatten(1))
 
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Visible biases (and scales) that match the data's means (and deviations) without weights."""
-        self.check_event(x)
-        v = x.flatten(1).to(self.visible_bias)
+        v = self.check_data(x).flatten(1)
         with torch.no_grad():
             if self.log_scale is None:
                 # One datum of each value more, so that constant pixels keep finite log-odds.

@@ -21,8 +21,8 @@ both are integrated out exactly in likelihoods, EM, smoothing and draws.
 EM (Shumway & Stoffer) maximises the likelihood, with no variance below ``min_variance`` in any direction.
 Parameters are known up to a change of basis of z.
 
-Cost: O(T (D^3 + L^3)) once for all sequences where nothing is missing, else for each sequence, plus O(N T D
-L).
+Cost: O(T (L^3 + D L^2)) once for all sequences where nothing is missing, else for each sequence, plus
+O(N T L (L + D)); in O(log T) rounds of batched operations, see :mod:`ppgen.ops.kalman`.
 
 References: Shumway & Stoffer, Journal of Time Series Analysis 3, 1982; Ghahramani & Hinton, *Parameter
 estimation for linear dynamical systems*, Toronto 1996.
@@ -35,7 +35,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count, query
 from ppgen.datasets.values import Values
 from ppgen.distributions.hidden_markov import lengths_of
 from ppgen.distributions.state_space import LinearGaussianSequence
@@ -57,7 +57,8 @@ class LinearGaussianStateSpace(GenerativeModel):
     Args:
         event_shape: (T,) or (T, D); an image (1, H, W) is read row by row, with T = H.
         latent_dim: L, coordinates of the state.
-        min_variance: least variance of any noise in any direction, in squared units of the data.
+        min_variance: least variance of any noise in any direction, in squared units of the data; for the
+            noise of the states in those of the states, which start with variances of about one.
     """
 
     density = Kind.EXACT
@@ -66,8 +67,9 @@ class LinearGaussianStateSpace(GenerativeModel):
         self, event_shape: tuple[int, ...] | torch.Size, *, latent_dim: int = 2, min_variance: float = 1e-6
     ) -> None:
         super().__init__(event_shape, support=Values("real", missing=True))
-        if latent_dim < 1:
-            raise ConfigError(f"latent_dim: expected a positive integer, got {latent_dim}")
+        check_count(latent_dim, "latent_dim")
+        if not self.event_shape:
+            raise ConfigError("event_shape: expected (T,), or (T, D) with one step or more, got ()")
         if not min_variance > 0:
             raise ConfigError(f"min_variance: expected a positive number, got {min_variance}")
         self.latent_dim, self.min_variance = latent_dim, min_variance
@@ -98,18 +100,14 @@ class LinearGaussianStateSpace(GenerativeModel):
     @property
     def chain(self) -> LinearGaussian:
         """The parameters as matrices."""
-        first, onward = (
-            self._tril(self.initial_log_scales, self.initial_below),
-            self._tril(self.transition_log_scales, self.transition_below),
-        )
         return LinearGaussian(
             self.initial_loc,
-            first @ first.T,
+            self._tril(self.initial_log_scales, self.initial_below),
             self.transition,
-            onward @ onward.T,
+            self._tril(self.transition_log_scales, self.transition_below),
             self.loading,
             self.offset,
-            self.min_variance + (2 * self.noise_log_scales).exp(),
+            self._scales(self.noise_log_scales),
         )
 
     def distribution(self) -> LinearGaussianSequence:
@@ -124,46 +122,45 @@ class LinearGaussianStateSpace(GenerativeModel):
             [torch.zeros_like(chain.transition)[None], chain.transition.T.expand(steps - 1, -1, -1)]
         )
         locs = torch.cat([chain.initial_loc[None], chain.initial_loc.new_zeros(steps - 1, dim)])
-        covariances = torch.cat(
-            [chain.initial_covariance[None], chain.transition_covariance.expand(steps - 1, -1, -1)]
-        )
+        trils = torch.cat([chain.initial_tril[None], chain.transition_tril.expand(steps - 1, -1, -1)])
         unit = torch.eye(dim, dtype=locs.dtype, device=locs.device)
         return dist.GaussianHMM(
             dist.MultivariateNormal(torch.zeros_like(chain.initial_loc), unit),
             onward,
-            dist.MultivariateNormal(locs, covariances),
+            dist.MultivariateNormal(locs, scale_tril=trils),
             chain.loading.T,
-            dist.Normal(chain.offset, chain.noise.sqrt()).expand([steps, self.num_dims]).to_event(1),
+            dist.Normal(chain.offset, chain.noise_scale).expand([steps, self.num_dims]).to_event(1),
             duration=steps,
         )
 
     def log_likelihood(self, x: Tensor, context: Tensor | None = None) -> Estimate:
         """Log p(x), exact: shape (N,), in nats; differentiable."""
-        return Estimate.of(self._filter(x, context).log_prob, Kind.EXACT)
+        return Estimate.of(self._filter(x).log_prob.to(self.loading.dtype), Kind.EXACT)
 
     @torch.no_grad()
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Posterior means of the states, flattened: shape (N, T L)."""
         return self.smooth(x)[0].flatten(1)
 
+    @query
     @torch.no_grad()
     def filter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means (N, T, L) and covariances (N, T, L, L) of z_t given x_1..x_t."""
-        found = self._filter(x)
-        return found.means, found.covariances.expand(len(x), -1, -1, -1)
+        return self._moments(self._filter(x))
 
+    @query
     @torch.no_grad()
     def smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means (N, T, L) and covariances (N, T, L, L) of z_t given all of x."""
-        found = smooth(self._filter(x), self.chain)
-        return found.means, found.covariances.expand(len(x), -1, -1, -1)
+        return self._moments(smooth(self._filter(x), self.chain))
 
+    @query
     @torch.no_grad()
     def posterior_paths(self, x: Tensor, num: int = 1, *, seed: int | None = None) -> Tensor:
         """Independent draws of z given x, shape (num, N, T, L)."""
-        _check_num(num)
+        check_count(num)
         with forked_rng(seed, self.device):
-            return sample_paths(self._filter(x), self.chain, num)
+            return sample_paths(self._filter(x), self.chain, num).to(self.loading.dtype)
 
     @torch.no_grad()
     def condition(self, x: Tensor, mask: Tensor, num: int = 1, *, seed: int | None = None) -> Tensor:
@@ -181,16 +178,16 @@ class LinearGaussianStateSpace(GenerativeModel):
         """
         filled, mask = observed_part(self, x, mask, num)
         with forked_rng(seed, self.device):
-            found = kalman_filter(self._steps(filled.masked_fill(~mask, torch.nan)), self.chain)
-            drawn = self.distribution().emit(sample_paths(found, self.chain, num))
+            found = self._filter(filled.masked_fill(~mask, torch.nan))
+            drawn = self.distribution().emit(sample_paths(found, self.chain, num).to(filled.dtype))
         return torch.where(mask, filled, drawn.reshape(num, *x.shape))
 
+    @query
     @torch.no_grad()
     def predict(self, x: Tensor, num_steps: int, num: int = 1, *, seed: int | None = None) -> Tensor:
         """Draws of how sequences go on after their end, shape ``(num, N, num_steps, ...)``."""
-        _check_num(num)
-        if num_steps < 1:
-            raise ConfigError(f"num_steps: expected a positive integer, got {num_steps}")
+        check_count(num)
+        check_count(num_steps, "num_steps")
         lengths = lengths_of(self._steps(x))
         with forked_rng(seed, self.device):
             found = self._filter(x)
@@ -198,7 +195,29 @@ class LinearGaussianStateSpace(GenerativeModel):
             rows = torch.arange(len(x), device=x.device)
             covariances = found.covariances.expand(len(x), -1, -1, -1)[rows, ends - 1]
             last = dist.MultivariateNormal(found.means[rows, ends - 1], covariances).sample((num,))
-            return self._go_on(last, num_steps)
+            return self._go_on(last.to(self.loading.dtype), num_steps)
+
+    @query
+    @torch.no_grad()
+    def forecast(self, x: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+        """What follows the ends of sequences: exact moments of what :meth:`predict` draws.
+
+        Returns:
+            Means (N, num_steps, ...) and, for each step, covariances of its D coordinates
+            (N, num_steps, D, D), the noise of observation included.
+        """
+        check_count(num_steps, "num_steps")
+        steps, chain = self._steps(x), self.chain.double()
+        lengths = lengths_of(steps)
+        ends = torch.full((len(x),), self.num_steps, device=x.device) if lengths is None else lengths
+        found = self._filter(nn.functional.pad(steps, (0, 0, 0, num_steps), value=torch.nan))
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        ahead = ends[:, None] + torch.arange(num_steps, device=x.device)
+        means = found.means[rows, ahead] @ chain.loading.T + chain.offset
+        covariances = chain.loading @ found.covariances[rows, ahead] @ chain.loading.T
+        covariances = covariances + chain.noise_scale.square().diag()
+        means = means.reshape(len(x), num_steps, *self.step_shape)
+        return means.to(self.loading.dtype), covariances.to(self.loading.dtype)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
@@ -207,8 +226,8 @@ class LinearGaussianStateSpace(GenerativeModel):
         Raises:
             DataError: data that are not real numbers, or of which nothing is observed.
         """
-        self._check(x, context)
-        steps = self._steps(x)
+        x = self.check_data(x)
+        steps = self._steps(x).double()
         known = ~steps.isnan()
         count = known.sum((0, 1)).clamp_min(1)
         mean = torch.where(known, steps, 0.0).sum((0, 1)) / count
@@ -217,21 +236,20 @@ class LinearGaussianStateSpace(GenerativeModel):
         live = known.any(-1)
         if not bool(live.any()):
             raise DataError("x: nothing is observed, all is NaN")
-        _, singular, axes = torch.linalg.svd(centred[live].double(), full_matrices=False)
+        _, singular, axes = torch.linalg.svd(centred[live], full_matrices=False)
         rank = min(self.latent_dim, len(singular))
-        scale = (singular[:rank] / live.sum().sqrt()).clamp_min(self.min_variance**0.5).to(x.dtype)
-        loading = 0.1 * variance.sqrt()[:, None] * torch.randn_like(self.loading)
-        loading[:, :rank] = axes[:rank].T.to(x.dtype) * scale
+        scale = (singular[:rank] / live.sum().sqrt()).clamp_min(self.min_variance**0.5)
+        loading = 0.1 * variance.sqrt()[:, None] * torch.randn_like(self.loading).double()
+        loading[:, :rank] = axes[:rank].T * scale
         # States of unit variance; what lies beyond the data's rank starts as noise.
-        states = torch.randn(*steps.shape[:2], self.latent_dim, dtype=x.dtype, device=x.device)
-        states[..., :rank] = centred @ axes[:rank].T.to(x.dtype) / scale
+        states = torch.randn(*steps.shape[:2], self.latent_dim, dtype=steps.dtype, device=x.device)
+        states[..., :rank] = centred @ axes[:rank].T / scale
         pairs = live[:, 1:] & live[:, :-1]
         before, after = states[:, :-1][pairs], states[:, 1:][pairs]
-        ridge = torch.eye(self.latent_dim, dtype=x.dtype, device=x.device) * max(1, len(before)) * 1e-3
-        self.transition.copy_(torch.linalg.solve(before.T @ before + ridge, before.T @ after).T)
-        spread = (
-            (after - before @ self.transition.T).square().mean(0) if len(after) else torch.ones_like(scale)
-        )
+        ridge = torch.eye(self.latent_dim, dtype=steps.dtype, device=x.device) * max(1, len(before)) * 1e-3
+        transition = torch.linalg.solve(before.T @ before + ridge, before.T @ after).T
+        spread = (after - before @ transition.T).square().mean(0) if len(after) else torch.ones_like(scale)
+        self.transition.copy_(transition)
         self.transition_log_scales.copy_(self._log_scales(spread.clamp_min(0.05)))
         self.transition_below.zero_()
         first = live[:, 0].sum().clamp_min(1)
@@ -252,9 +270,8 @@ class LinearGaussianStateSpace(GenerativeModel):
             DataError: no finite likelihood, for data that are not the model's. The parameters stay as they
                 were.
         """
-        self.check_event(x)
-        self.check_context(context)
-        chain, steps = self.chain, self._steps(x)
+        x = self.check_data(x, values=False)
+        chain, steps = self.chain, self._steps(x).double()
         found = kalman_filter(steps, chain)
         log_likelihood, log_prior = found.log_prob.sum(), self.log_prior()
         if not bool(torch.isfinite(log_likelihood)):
@@ -280,15 +297,21 @@ class LinearGaussianStateSpace(GenerativeModel):
     def _steps(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.num_steps, self.num_dims)
 
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
-        self.check_event(x)
-        self.check_context(context)
-        if not x.is_meta:
-            self.support.check(x, "x")
+    def _filter(self, x: Tensor) -> Filtered:
+        found = kalman_filter(x.reshape(len(x), -1, self.num_dims), self.chain)
+        lost = 0 if x.is_meta else int((~found.log_prob.isfinite()).sum())
+        if lost:
+            raise DataError(
+                f"x: {lost} of {len(x)} sequences have no finite density, with values of up to "
+                f"{float(x.detach().nan_to_num().abs().max()):.3g}: float64 does not hold the model's "
+                "covariances; rescale the data to about one, and fit again"
+            )
+        return found
 
-    def _filter(self, x: Tensor, context: Tensor | None = None) -> Filtered:
-        self._check(x, context)
-        return kalman_filter(self._steps(x), self.chain)
+    def _moments(self, found: Filtered | Smoothed) -> tuple[Tensor, Tensor]:
+        size = len(found.means)
+        covariances = found.covariances.to(self.loading.dtype).expand(size, -1, -1, -1)
+        return found.means.to(self.loading.dtype), covariances
 
     def _go_on(self, last: Tensor, num_steps: int) -> Tensor:
         """Draws of the steps after states (S, N, L)."""
@@ -357,15 +380,14 @@ class LinearGaussianStateSpace(GenerativeModel):
         excess = (variances - self.min_variance).clamp_min(_ABOVE_FLOOR * self.min_variance)
         return excess.log() / 2
 
+    def _scales(self, log_scales: Tensor) -> Tensor:
+        # Variances of data of 1e20 are beyond float32, standard deviations are not.
+        return torch.hypot(log_scales.exp(), log_scales.new_tensor(self.min_variance**0.5))
+
     def _tril(self, log_scales: Tensor, below: Tensor) -> Tensor:
-        scales = (self.min_variance + (2 * log_scales).exp()).sqrt()
+        scales = self._scales(log_scales)
         rows, columns = torch.tril_indices(self.latent_dim, self.latent_dim, -1, device=scales.device)
         return torch.diag(scales).index_put((rows, columns), below)
-
-
-def _check_num(num: int) -> None:
-    if num < 1:
-        raise ConfigError(f"num: expected a positive integer, got {num}")
 
 
 def _build(event_shape: torch.Size, values: Values, num_data: int) -> LinearGaussianStateSpace:

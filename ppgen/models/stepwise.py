@@ -9,18 +9,16 @@ density, cached draws and completion follow.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from ppgen.datasets.values import REAL, Values, grid
-from ppgen.distributions.autoregressive import AutoregressiveDistribution
 from ppgen.distributions.heads import Head
 from ppgen.distributions.steps import StepHead, Steps, beyond_the_end
 from ppgen.errors import ConfigError, ShapeError
-from ppgen.models.autoregressive import Autoregressive
+from ppgen.models.autoregressive import Autoregressive, evaluating
 from ppgen.nn.context import context_features
 
 
@@ -64,9 +62,11 @@ class Stepwise(Autoregressive):
         context_length: int | None = None,
     ) -> None:
         values = REAL if head.levels is None else grid(head.levels)
-        super().__init__(event_shape, support=Values(values.kind, values.levels, missing=ragged))
-        if context_dim < 0:
-            raise ConfigError(f"context_dim: expected 0 or more classes or features, got {context_dim}")
+        super().__init__(
+            event_shape,
+            support=Values(values.kind, values.levels, missing=ragged),
+            context_dim=context_dim,
+        )
         if context_length is not None and (context_length < 1 or not context_dim):
             raise ConfigError(
                 f"context_length: expected a positive integer beside a context_dim, got {context_length} "
@@ -76,10 +76,6 @@ class Stepwise(Autoregressive):
         self.item_dim, self.context_length = context_dim, context_length
         # Sequences of features travel as one row; the network is given them item by item.
         self.context_dim = context_dim * (context_length or 1)
-
-    def distribution(self, context: Tensor | None = None) -> AutoregressiveDistribution:
-        """p(x | context) as a Pyro distribution; its batch shape is the contexts', ``()`` without one."""
-        return super().distribution(self._as_rows(context))
 
     @torch.no_grad()
     def condition(
@@ -91,16 +87,16 @@ class Stepwise(Autoregressive):
         context: Tensor | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """Exact draws of what follows a beginning: a prompt, the upper part of an image.
+        """Exact draws of what is missing: after a prompt, below the upper part of an image, in a small gap.
 
         Arguments, result and errors are those of
         :meth:`~ppgen.models.autoregressive.Autoregressive.condition`. Steps beyond the end of a ragged
         sequence count as missing.
         """
-        if self.support.missing and mask.dtype == torch.bool:
+        if self.support.missing and isinstance(mask, Tensor) and mask.dtype == torch.bool:
             with contextlib.suppress(RuntimeError):  # shapes that do not fit are refused with a reason below
                 mask = mask & ~x.isnan()
-        return super().condition(x, mask, num, context=self._as_rows(context), seed=seed)
+        return super().condition(x, mask, num, context=context, seed=seed)
 
     def event_log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Log p(x_n), shape ``(N,)``, in nats, in one pass."""
@@ -157,11 +153,11 @@ class Stepwise(Autoregressive):
     def _head(self) -> StepHead:
         return cast(StepHead, self.step_head)
 
-    def _as_rows(self, context: Tensor | None) -> Tensor | None:
-        """A context that is a sequence as rows of features, ``(..., L * F)``; another one as it is."""
+    def _features(self, context: Tensor) -> Tensor:
+        """A context as rows of features; those of the items of a sequence one after the other."""
         length = self.context_length
-        if context is None or length is None:
-            return context
+        if length is None:
+            return super()._features(context)
         labels = not context.is_floating_point()
         if context.ndim < 2 or context.shape[-1 if labels else -2] != length:
             raise ShapeError(
@@ -178,14 +174,3 @@ class Stepwise(Autoregressive):
         if context is None or self.context_length is None:
             return context
         return context.unflatten(-1, (self.context_length, self.item_dim))
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within, no dropout: a draw follows the model, not a thinned copy of it."""
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

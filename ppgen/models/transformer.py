@@ -32,13 +32,14 @@ import functools
 import torch
 from torch import Tensor
 
-from ppgen.contract import Kind
+from ppgen.contract import Kind, check_count
 from ppgen.datasets.values import Values
-from ppgen.distributions.heads import CategoricalHead
+from ppgen.distributions.heads import make_head
 from ppgen.distributions.steps import IndependentStep
 from ppgen.errors import ConfigError, ShapeError
+from ppgen.models.autoregressive import evaluating
 from ppgen.models.family import Family
-from ppgen.models.stepwise import Stepwise, evaluating
+from ppgen.models.stepwise import Stepwise
 from ppgen.nn.transformer import CausalTransformer, Positions, TransformerCache
 from ppgen.ops.random import forked_rng
 
@@ -79,9 +80,7 @@ class Transformer(Stepwise):
         context_dim: int = 0,
         context_length: int | None = None,
     ) -> None:
-        if levels < 2:
-            raise ConfigError(f"levels: expected a grid of 2 levels or more, got {levels}")
-        head = CategoricalHead(levels)
+        head = make_head("categorical", levels, num_components=1)
         super().__init__(
             event_shape, head, ragged=ragged, context_dim=context_dim, context_length=context_length
         )
@@ -137,12 +136,12 @@ class Transformer(Stepwise):
             ShapeError: a prompt of another shape.
             DataError: a prompt of other values than the grid's.
         """
-        self.check_context(context)
         capacity = len(self.steps)
         if not temperature > 0:
             raise ConfigError(f"temperature: expected a positive number, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ConfigError(f"top_k: expected 1 or more levels, got {top_k}")
+        for name, count in (("top_k", top_k), ("num_steps", num_steps)):
+            if count is not None:
+                check_count(count, name)
         x = self._as_prompt(prompt, num)
         wanted = capacity - x.shape[1] if num_steps is None else num_steps
         if wanted < 1:
@@ -150,7 +149,11 @@ class Transformer(Stepwise):
                 f"num_steps: nothing to add to a prompt of {x.shape[1]} steps by a model of {capacity}; "
                 f"got num_steps={num_steps}, give how many are to follow"
             )
-        items = None if context is None else self._items(self.features(context))
+        context = self.context_rows(context, num)
+        if context is not None:
+            self.check_context_values(context)
+            context = self._features(context)
+        items = self._items(context)
         total = torch.cat([x, x.new_empty(len(x), wanted, 1)], dim=1)
         with forked_rng(seed, self.device), evaluating(self):
             begin, cache = None, TransformerCache([], 0, None)
@@ -167,13 +170,17 @@ class Transformer(Stepwise):
 
     def _as_prompt(self, prompt: Tensor | None, num: int) -> Tensor:
         """The prompt as steps, ``(num, P, 1)``."""
-        if num < 1:
-            raise ConfigError(f"num: expected a positive integer, got {num}")
+        check_count(num)
         if prompt is None:
             return self._like.new_zeros(num, 0, 1)
+        if not isinstance(prompt, Tensor):
+            raise ShapeError(
+                f"prompt: expected a tensor of grid values, got {type(prompt).__name__}; a text is turned "
+                "into them by vocabulary.encode(prompt)"
+            )
         if prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) not in (1, num)):
             raise ShapeError(
-                f"prompt: expected shape (P,), or (P, ) for each of num={num} sequences, got "
+                f"prompt: expected shape (P,) for all, or ({num}, P) for each of num={num} sequences, got "
                 f"{tuple(prompt.shape)}"
             )
         prompt = prompt.to(self._like)
@@ -185,12 +192,13 @@ class Transformer(Stepwise):
 def _sharpened(params: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """Parameters of a categorical head at a temperature, all but the ``top_k`` largest logits cut off."""
     params = params / temperature
-    if params.shape[-1] == 1:  # two levels: the logit of the upper one
-        return params.sign() * torch.inf if top_k == 1 else params
-    if top_k is None or top_k >= params.shape[-1]:
+    num_levels = max(2, params.shape[-1])
+    if top_k is None or top_k >= num_levels:
         return params
-    smallest = params.topk(top_k, dim=-1).values[..., -1:]
-    return params.masked_fill(params < smallest, -torch.inf)
+    if num_levels == 2:  # the logit of the upper one
+        return torch.where(params > 0, torch.inf, -torch.inf)
+    kept = params.topk(top_k, dim=-1)
+    return torch.full_like(params, -torch.inf).scatter(-1, kept.indices, kept.values)
 
 
 def _build(event_shape: torch.Size, values: Values, num_data: int) -> Transformer:

@@ -34,7 +34,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppgen.contract import Estimate, GenerativeModel, Kind
+from ppgen.contract import Estimate, GenerativeModel, Kind, check_count
 from ppgen.datasets.values import BINARY, REAL, Values, grid
 from ppgen.distributions.diagonal_normal import DiagonalNormal
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic
@@ -87,8 +87,7 @@ class VAE(GenerativeModel):
         min_scale: float = 1e-3,
     ) -> None:
         super().__init__(event_shape, support=_support(likelihood, levels))
-        if latent_dim < 1:
-            raise ConfigError(f"latent_dim: expected a positive integer, got {latent_dim}")
+        check_count(latent_dim, "latent_dim")
         if architecture not in ("mlp", "conv"):
             raise ConfigError(f"architecture: expected 'mlp' or 'conv', got {architecture!r}")
         self.latent_dim, self.likelihood, self.levels = latent_dim, likelihood, levels
@@ -158,13 +157,10 @@ class VAE(GenerativeModel):
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Posterior means of z, shape (N, L)."""
-        self.check_event(x)
-        self.check_context(context)
         return self._posterior(x, context)[0]
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Means of x given z, shape ``(N, *event_shape)``."""
-        self.check_context(context)
         if z.shape[-1] != self.latent_dim:
             raise ShapeError(f"z: expected shape (N, {self.latent_dim}), got {tuple(z.shape)}")
         return self._emission(z, context).mean

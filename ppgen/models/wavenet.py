@@ -123,7 +123,7 @@ class WaveNet(Stepwise):
         self.network = DilatedCausalStack(
             num_dims,
             inner.num_params,
-            dilations=tuple(dilations or [2**k for k in range(num_layers)] * num_blocks),
+            dilations=[2**k for k in range(num_layers)] * num_blocks if dilations is None else dilations,
             channels=channels,
             skip_channels=skip,
             levels=levels,
@@ -145,8 +145,7 @@ class WaveNet(Stepwise):
         Real data: mean and scale are noted, and inputs and outputs are in their units. Binary data: inputs
         are standardised, and the model begins as independent coordinates of the right frequencies.
         """
-        self.check_event(x)
-        steps = self.steps.split(x).flatten(0, 1)
+        steps = self.steps.split(self.check_data(x)).flatten(0, 1)
         steps = steps[~steps.isnan().any(-1)]
         if len(steps) and self.head.levels in (None, 2):
             scale = steps.std(0, correction=0)

@@ -132,6 +132,10 @@ class WrappedModel(GenerativeModel):
     def check_event(self, x: Tensor | None) -> None:
         """Any shape goes: the user's program decides."""
 
+    def check_data(self, x: Tensor, *, values: bool = True) -> Tensor:
+        """Any data go, as they are."""
+        return x
+
     def check_context(self, context: Tensor | None) -> None:
         """Any context goes, where the user's program takes one."""
         if context is not None and "context" not in self._accepts[0]:

@@ -87,9 +87,11 @@ class CausalSelfAttention(nn.Module):
 def _turn(h: Tensor, first: int) -> Tensor:
     """Rotate pairs of coordinates of h ``(..., T, size)`` by the angles of positions from ``first`` on."""
     half = h.shape[-1] // 2
-    positions = torch.arange(first, first + h.shape[-2], dtype=h.dtype, device=h.device)
-    rates = 10000.0 ** (-torch.arange(half, dtype=h.dtype, device=h.device) / half)
+    # Positions are not told apart in half precision, in which a network may run.
+    exact = torch.promote_types(h.dtype, torch.float32)
+    positions = torch.arange(first, first + h.shape[-2], dtype=exact, device=h.device)
+    rates = 10000.0 ** (-torch.arange(half, dtype=exact, device=h.device) / half)
     angles = positions[:, None] * rates
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(h.dtype), angles.sin().to(h.dtype)
     a, b = h[..., :half], h[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

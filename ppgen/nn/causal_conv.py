@@ -47,7 +47,7 @@ class PixelNetwork(nn.Module, ABC):
     def unroll(self, start: Tensor, step: Step, context: Tensor | None = None) -> Tensor:
         """Fill in images pixel by pixel, each from its features.
 
-        As it stands here, the network is run anew for each pixel, on the rows that are known.
+        As it stands here, the network is run anew for each pixel: what one that keeps activations is held to.
 
         Args:
             start: of the shape ``(N, C, H, W)``, dtype and device of the result; its values are not used.
@@ -57,7 +57,7 @@ class PixelNetwork(nn.Module, ABC):
         x = torch.zeros_like(start)
         for i in range(x.shape[2]):
             for j in range(x.shape[3]):
-                x[:, :, i, j] = step(i, j, self(x[:, :, : i + 1], context)[:, :, i, j])
+                x[:, :, i, j] = step(i, j, self(x, context)[:, :, i, j])
         return x
 
 
@@ -83,13 +83,45 @@ class MaskedConv2d(nn.Conv2d):
         allowed = torch.ones(height // 2 + 1, width)
         allowed[-1, width // 2 + (mask == "B") :] = 0
         self.register_buffer("allowed", allowed)
+        self.num_here = width // 2 + (mask == "B")  # pixels of its own row that the centre sees
         # left, right, above, below
         self.around = (width // 2, width // 2, height // 2, 0)
 
+    def masked_weight(self) -> Tensor:
+        """The weight in use."""
+        return self.weight * cast(Tensor, self.allowed)
+
     def forward(self, input: Tensor) -> Tensor:
         """Shape ``(N, num_inputs, H, W)`` to ``(N, num_outputs, H, W)``."""
-        weight = self.weight * cast(Tensor, self.allowed)
-        return functional.conv2d(functional.pad(input, self.around), weight, self.bias)
+        return functional.conv2d(functional.pad(input, self.around), self.masked_weight(), self.bias)
+
+
+class RowInputs:
+    """Inputs of one row, pixel after pixel and batch last: the window of a pixel is one contiguous block.
+
+    Args:
+        shape: inputs a pixel C, width W, and number of images N.
+        left: pixels of zeros before the first one.
+        like: gives dtype and device.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], left: int, like: Tensor) -> None:
+        self.size, width, num = shape
+        self.left = left
+        self.values = like.new_zeros((left + width) * self.size, num)
+
+    def put(self, j: int, value: Tensor) -> None:
+        """Store the input ``(C, N)`` at column j."""
+        self.values[(self.left + j) * self.size : (self.left + j + 1) * self.size] = value
+
+    def window(self, j: int, num: int) -> Tensor:
+        """``num`` pixels from ``left`` before column j on, ``(num C, N)``."""
+        return self.values[j * self.size : (j + num) * self.size]
+
+
+def window_weight(weight: Tensor) -> Tensor:
+    """A kernel ``(outputs, C, num)`` as the matrix ``(outputs, num C)`` that maps a window."""
+    return weight.transpose(1, 2).flatten(1)
 
 
 class GatedPixelStack(PixelNetwork):
@@ -107,6 +139,9 @@ class GatedPixelStack(PixelNetwork):
     In the first layer both streams see the image, the horizontal one without pixel (i, j) itself and without
     the residual connection.
 
+    With R the sum of the layers' reaches (:attr:`reach`), the features at (i, j) see R columns to the left in
+    row i, and in the R + 1 rows above it the columns j - R to j + R.
+
     :meth:`unroll` computes each row of the vertical stream, and each pixel of the horizontal one, once: the
     arithmetic of one :meth:`forward` in all.
 
@@ -117,6 +152,8 @@ class GatedPixelStack(PixelNetwork):
         kernel_size: odd; rows above and columns on each side that a layer sees are half of it.
         first_kernel_size: that of the first layer, for which a wide one is cheap.
         context_dim: features of the context; 0 for none.
+        context_channels: channels of a context that is an image of the same size, 0 for none. Two
+            convolutions of it say, pixel by pixel, what is added to the gates.
         dropout: share of the gated horizontal activations left out at random in training mode.
     """
 
@@ -129,6 +166,7 @@ class GatedPixelStack(PixelNetwork):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         context_dim: int = 0,
+        context_channels: int = 0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -141,51 +179,73 @@ class GatedPixelStack(PixelNetwork):
             if size < 3:
                 raise ConfigError(f"{name}: expected 3 or more, got {size}")
         self.num_features, self.context_dim = num_channels, context_dim
+        self.encoder = (
+            nn.Sequential(
+                nn.Conv2d(context_channels + 1, num_channels, first_kernel_size, padding="same"),
+                nn.SiLU(),
+                nn.Conv2d(num_channels, num_channels, kernel_size, padding="same"),
+            )
+            if context_channels
+            else None
+        )
         widths = [channels + 1] + [num_channels] * num_layers
         self.layers = nn.ModuleList(
             _GatedLayer(
                 width,
                 num_channels,
                 (kernel_size if level else first_kernel_size) // 2,
-                context_dim,
+                num_channels if context_channels else context_dim,
                 dropout,
                 first=level == 0,
             )
             for level, width in enumerate(widths[:-1])
         )
 
+    @property
+    def reach(self) -> int:
+        """How many columns to each side, and rows above less one, the features of a pixel see."""
+        return sum(layer.reach for layer in self._layers)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Features of all pixels, ``(N, F, H, W)``; see :class:`PixelNetwork`."""
         vertical = horizontal = with_ones(x)
-        if context is not None:
-            context = context_features(context, self.context_dim, like=x)
+        told = self._told(context, x)
         for level, layer in enumerate(self._layers):
             # The last layer's vertical output is seen by nobody.
             last = level == len(self.layers) - 1
-            vertical, horizontal = layer(vertical, horizontal, context, last)
+            vertical, horizontal = layer(vertical, horizontal, told, last)
         return horizontal
 
     @torch.no_grad()
     def unroll(self, start: Tensor, step: Step, context: Tensor | None = None) -> Tensor:
         """Fill in images pixel by pixel from cached activations; see :class:`PixelNetwork`."""
-        num, channels, height, width = start.shape
-        if context is not None:
-            context = context_features(context, self.context_dim, like=start)
+        height, width = start.shape[2:]
         x = torch.zeros_like(start)
-        caches = [layer.cache(num, width, context, like=start) for layer in self._layers]
+        told = self._told(context, start)
+        caches = [_LayerCache(layer, start, told) for layer in self._layers]
         for i in range(height):
             for cache in caches:
-                cache.begin_row()
+                cache.begin_row(i)
             for j in range(width):
                 features = None
                 for cache in caches:
                     features = cache.pixel(j, features)
                 x[:, :, i, j] = step(i, j, cast(Tensor, features).T)
-                caches[0].put(j, with_ones(x[:, :, i : i + 1, j : j + 1])[:, :, 0, 0].T)
+                caches[0].inputs.put(j, with_ones(x[:, :, i : i + 1, j : j + 1])[:, :, 0, 0].T)
             row = with_ones(x[:, :, i : i + 1])
             for cache in caches:
-                row = cache.end_row(row)
+                row = cache.end_row(i, row)
         return x
+
+    def _told(self, context: Tensor | None, x: Tensor) -> Tensor | None:
+        """What the layers are told of the context of images x: ``(N, H, W, F)``, or ``(N, 1, 1, F)``."""
+        if context is None:
+            return None
+        if self.encoder is None:
+            return context_features(context, self.context_dim, like=x)[:, None, None]
+        image = context.to(x).reshape(len(x), -1, *x.shape[2:])
+        told: Tensor = self.encoder(with_ones(image))
+        return told.permute(0, 2, 3, 1)
 
     @property
     def _layers(self) -> list[_GatedLayer]:
@@ -208,15 +268,15 @@ class _GatedLayer(nn.Module):
         self.context = nn.Linear(context_dim, 2 * twice, bias=False) if context_dim else None
 
     def forward(
-        self, vertical: Tensor, horizontal: Tensor, context: Tensor | None, last: bool
+        self, vertical: Tensor, horizontal: Tensor, told: Tensor | None, last: bool
     ) -> tuple[Tensor, Tensor]:
         r = self.reach
         above = self.vertical(functional.pad(vertical, (r, r, r, 0)))
         window = functional.pad(horizontal, (r, -1 if self.first else 0))
         merged = self.horizontal(window) + self.across(functional.pad(above, (0, 0, 1, -1)))
-        shift_v, shift_h = self.shifts(context)
+        shift_v, shift_h = self.shifts(told)
         if shift_h is not None:
-            merged = merged + shift_h[:, :, None, None]
+            merged = merged + shift_h
         hidden = _gate(merged, 1)
         if self.training and self.dropout:
             hidden = functional.dropout(hidden, self.dropout)
@@ -226,69 +286,56 @@ class _GatedLayer(nn.Module):
         if last:
             return above, out
         if shift_v is not None:
-            above = above + shift_v[:, :, None, None]
+            above = above + shift_v
         return _gate(above, 1), out
 
-    def shifts(self, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the context adds to the arguments of the vertical and of the horizontal gate, ``(N, 2F)``."""
-        if self.context is None or context is None:
+    def shifts(self, told: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What a context ``(N, ., ., F)`` adds to the arguments of both gates, ``(N, 2F, ., .)`` each."""
+        if self.context is None or told is None:
             return None, None
-        vertical, horizontal = self.context(context).chunk(2, -1)
+        vertical, horizontal = self.context(told).permute(0, 3, 1, 2).chunk(2, 1)
         return vertical, horizontal
-
-    def cache(self, num: int, width: int, context: Tensor | None, like: Tensor) -> _LayerCache:
-        """Activations of this layer while ``num`` images of a width are drawn."""
-        return _LayerCache(self, num, width, context, like)
 
 
 class _LayerCache:
-    """What one layer remembers in :meth:`GatedPixelStack.unroll`.
+    """What one layer remembers while images like ``start`` are drawn, in :meth:`GatedPixelStack.unroll`."""
 
-    The horizontal stream's inputs of the present row lie pixel after pixel, batch last, so that the window
-    of a pixel is one contiguous block.
-    """
-
-    def __init__(
-        self, layer: _GatedLayer, num: int, width: int, context: Tensor | None, like: Tensor
-    ) -> None:
+    def __init__(self, layer: _GatedLayer, start: Tensor, told: Tensor | None) -> None:
         self.layer, self.reach = layer, layer.reach
-        self.num_inputs = layer.horizontal.in_channels
-        self.rows = like.new_zeros(num, self.num_inputs, layer.reach + 1, width + 2 * layer.reach)
-        self.inputs = like.new_zeros((layer.reach + width) * self.num_inputs, num)
-        self.shift_v, self.shift_h = layer.shifts(context)
-        self.above = like.new_zeros(num, layer.across.in_channels, 1, width)
-        # Columns of the weight in the order of the window: pixel after pixel, each with its channels.
-        self.weight = layer.horizontal.weight[:, :, 0].transpose(1, 2).flatten(1)
+        num_inputs = layer.horizontal.in_channels
+        num, _, height, width = start.shape
+        self.rows = start.new_zeros(num, num_inputs, layer.reach + 1, width + 2 * layer.reach)
+        self.inputs = RowInputs((num_inputs, width, num), layer.reach, start)
+        self.shift_v, self.shift_h = (
+            None if shift is None else shift.expand(-1, -1, height, -1) for shift in layer.shifts(told)
+        )
+        self.above = start.new_zeros(num, layer.across.in_channels, 1, width)
+        self.weight = window_weight(layer.horizontal.weight[:, :, 0])
         self.out, self.bias = layer.out.weight[:, :, 0, 0], layer.out.bias
-        self.merged = like.new_zeros(0)
+        self.merged = start.new_zeros(0)
 
-    def begin_row(self) -> None:
-        """The vertical stream's part of all pixels of the next row, ``(W, 2F, N)``."""
+    def begin_row(self, i: int) -> None:
+        """The vertical stream's part of all pixels of row i, ``(W, 2F, N)``."""
         merged = self.layer.across(self.above)
         if self.shift_h is not None:
-            merged = merged + self.shift_h[:, :, None, None]
+            merged = merged + self.shift_h[:, :, i : i + 1]
         self.merged = merged[:, :, 0].permute(2, 1, 0).contiguous()
 
     def pixel(self, j: int, features: Tensor | None) -> Tensor:
         """Output ``(F, N)`` at column j; ``features`` are those of the layer below, ``None`` in the first."""
-        size = self.num_inputs
         if features is not None:
-            self.put(j, features)
-        window = self.inputs[j * size : j * size + self.weight.shape[1]]
+            self.inputs.put(j, features)
+        window = self.inputs.window(j, self.layer.horizontal.kernel_size[1])
         hidden = _gate(torch.addmm(self.merged[j], self.weight, window), 0)
         bias = cast(Tensor, self.bias)[:, None]
         return torch.addmm(bias if features is None else features + bias, self.out, hidden)
 
-    def put(self, j: int, value: Tensor) -> None:
-        """Store the input ``(C, N)`` at column j."""
-        self.inputs[(self.reach + j) * self.num_inputs : (self.reach + j + 1) * self.num_inputs] = value
-
-    def end_row(self, row: Tensor) -> Tensor:
-        """Take in the finished row of the vertical stream below, ``(N, C, 1, W)``; give this layer's."""
+    def end_row(self, i: int, row: Tensor) -> Tensor:
+        """Take in the finished row i of the vertical stream below, ``(N, C, 1, W)``; give this layer's."""
         r = self.reach
         self.rows = torch.cat([self.rows[:, :, 1:], functional.pad(row, (r, r))], 2)
         self.above = self.layer.vertical(self.rows)
-        shifted = self.above if self.shift_v is None else self.above + self.shift_v[:, :, None, None]
+        shifted = self.above if self.shift_v is None else self.above + self.shift_v[:, :, i : i + 1]
         return _gate(shifted, 1)
 
 

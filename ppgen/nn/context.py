@@ -12,7 +12,7 @@ def context_features(context: Tensor, num_features: int, like: Tensor) -> Tensor
     """Context as a float tensor of shape ``(..., num_features)``.
 
     Args:
-        context: integer labels of shape ``(N,)``, which become one-hot rows, or features of
+        context: integer labels, a scalar or of shape ``(N,)``, which become one-hot rows, or features of
             shape ``(..., num_features)``.
         num_features: number of classes or features.
         like: a tensor whose dtype and device the result takes.
@@ -21,7 +21,7 @@ def context_features(context: Tensor, num_features: int, like: Tensor) -> Tensor
         ShapeError: features of another width.
         DataError: a label outside ``0 .. num_features - 1``.
     """
-    if not context.is_floating_point() and (context.ndim < 2 or context.shape[-1] != num_features):
+    if not context.is_floating_point() and context.ndim < 2:
         known = context.device.type == "cpu" and context.numel() > 0  # elsewhere a look would wait
         if known and (int(context.min()) < 0 or int(context.max()) >= num_features):
             raise DataError(

@@ -22,7 +22,8 @@ class VelocityNetwork(nn.Module):
     The first term is the best velocity, in the sense of flow matching along straight lines from noise to
     data, for data that are standard normal; what it leaves of each line's velocity has variance :math:`1 /
     s_t^2`. So F, a residual perceptron, has inputs and targets of unit size at all times (the idea of Karras,
-    Aittala, Aila & Laine 2022 for diffusion models). F starts at zero.
+    Aittala, Aila & Laine 2022 for diffusion models). F starts at zero, on features that bend: the point's
+    weights do not shrink with the number of conditions beside it.
 
     Args:
         num_dims: number D of coordinates.
@@ -45,8 +46,8 @@ class VelocityNetwork(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        if not hidden or min(hidden) < 1:
-            raise ConfigError(f"hidden: expected one or more widths of 1 or more, got {tuple(hidden)}")
+        if not isinstance(hidden, Sequence) or not hidden or min(hidden) < 1:
+            raise ConfigError(f"hidden: expected widths of 1 or more such as (256, 256), got {hidden!r}")
         if num_frequencies < 1:
             raise ConfigError(f"num_frequencies: expected 1 or more, got {num_frequencies}")
         width, *inner = hidden
@@ -59,6 +60,8 @@ class VelocityNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, n, num_conditions, activation) for n in inner)
         self.activation = activation()
         self.last = nn.Linear(width, num_dims)
+        # Among many conditions the point would by default weigh so little that F hardly bends.
+        nn.init.normal_(self.entry.weight[:, :num_dims], std=2 / math.sqrt(num_dims))
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 

@@ -111,8 +111,10 @@ class DilatedCausalStack(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not dilations or min(dilations) < 1:
-            raise ConfigError(f"dilations: expected one or more positive integers, got {tuple(dilations)}")
+        if not isinstance(dilations, Sequence) or not dilations or min(dilations) < 1:
+            raise ConfigError(
+                f"dilations: expected one or more positive integers, such as (1, 2, 4), got {dilations!r}"
+            )
         if channels < 1 or skip_channels < 1:
             raise ConfigError(
                 f"channels, skip_channels: expected positive integers, got {channels}, {skip_channels}"

@@ -4,23 +4,20 @@ A chain gives a path :math:`z_1, \dots, z_T` the weight
 
 .. math:: w(z) = \exp\Big( \sum_{t=1}^T u_t(z_t) + \sum_{t=2}^T v_t(z_{t-1}, z_t) \Big) ,
 
-with the log potentials ``unary``, shape (B, T, K), and ``pairwise``, shape (K, K), the same at all times, or
-(B, T - 1, K, K); ``-inf`` forbids. Sequence b ends after ``lengths[b]`` steps; what stands beyond is ignored.
-A hidden Markov model has :math:`u_t(k) = \log p(x_t | k)`, plus :math:`\log \pi_k` at t = 1, and
-:math:`v = \log A`: its log-partition is :math:`\log p(x)`.
+with the log potentials ``unary``, shape (B, T, K), and ``pairwise``: (K, K), the same everywhere; (B, 1, K,
+K), one matrix a sequence; or (B, T - 1, K, K); ``-inf`` forbids. Sequence b ends after ``lengths[b]`` steps;
+what stands beyond is ignored. A hidden Markov model has :math:`u_t(k) = \log p(x_t | k)`, plus
+:math:`\log \pi_k` at t = 1, and :math:`v = \log A`: its log-partition is :math:`\log p(x)`.
 
-On the CPU, with one matrix of transitions, the recursions are scaled ones (Rabiner 1989) in compiled code;
-sequences that they lose to underflow, and everything without a compiler or with transitions that change, are
-worked out in logarithms. On CUDA, and where ``vmap`` or a tracer looks on, a scan over time halves the number
-of factors in each round (Särkkä & García-Fernández 2021). All are in nats.
+On the CPU the recursions are scaled ones (Rabiner 1989) in compiled code. Sequences in which a state that
+counts falls below the smallest number that the type holds are found out, and worked out in logarithms, as is
+everything without a compiler. On CUDA, and where ``vmap`` or a tracer looks on, scans over time take O(log T)
+rounds (:mod:`ppgen.ops.chain_scans`). All are in nats.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +26,11 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from ppgen.errors import CompilationError, DataError, ShapeError
-from ppgen.ops.compiled import build
+from ppgen.errors import DataError, ShapeError
+from ppgen.ops import chain_scans, compiled_chains
+from ppgen.ops.chain_scans import finite, largest, live_steps, logsumexp
 
-_LANES = 8
-# Numbers that a product of matrices in logarithms may spread out at once.
+# Numbers that transitions of all sequences at once may take, and noise of draws.
 _MAX_SPREAD = 2**24
 
 
@@ -44,8 +41,8 @@ class Expectations:
     Attributes:
         log_z: log-partition, shape (B,), in nats.
         nodes: p(z_t = k), shape (B, T, K); 0 beyond a sequence's end.
-        edges: expected number of transitions i -> j: summed over sequences and times, shape (K, K), or
-            p(z_t = i, z_{t+1} = j), shape (B, T - 1, K, K), where the transitions change with time.
+        edges: expected number of transitions i -> j, of the shape of ``pairwise``: what one matrix serves is
+            summed over.
     """
 
     log_z: Tensor
@@ -54,24 +51,23 @@ class Expectations:
 
 
 def log_partition(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The log of the sum of all paths' weights, shape (B,), in nats; differentiable (once in compiled code).
+    """The log of the sum of all paths' weights, shape (B,), in nats; differentiable once.
+
+    (Under ``torch.func`` and tracers, any number of times.)
 
     Raises:
         ShapeError: tensors that do not fit together.
         DataError: a length outside 1..T.
     """
-    lengths = _checked(unary, pairwise, lengths)
-    if unary.dtype != pairwise.dtype:
-        dtype = torch.promote_types(unary.dtype, pairwise.dtype)
-        unary, pairwise = unary.to(dtype), pairwise.to(dtype)
-    transformed = _is_transformed()
-    native = None if transformed else _compiled(unary, pairwise)
-    if native is not None:
-        log_z: Tensor = _LogPartition.apply(native, unary, pairwise, lengths)
-        return log_z
-    if (unary.is_cuda or transformed) and pairwise.ndim == 2:
-        return _scan(unary, pairwise, lengths)
-    return _log_forward(unary, pairwise, lengths)[0]
+    unary, pairwise, lengths = _checked(unary, pairwise, lengths)
+    if _is_transformed():
+        last = unary[:, 0]
+        if unary.shape[1] > 1:
+            onward = chain_scans.product_of_all(chain_scans.factors(unary, pairwise, lengths))
+            last = logsumexp(last[:, :, None] + onward, 1)
+        return logsumexp(last, -1)
+    log_z: Tensor = _LogPartition.apply(unary, pairwise, lengths)
+    return log_z
 
 
 def expectations(
@@ -81,16 +77,11 @@ def expectations(
 
     Sequences that have no possible path have ``log_z = -inf`` and nodes of zero.
     """
-    lengths = _checked(unary, pairwise, lengths)
-    with torch.enable_grad():
-        u, v = unary.detach().requires_grad_(), pairwise.detach().requires_grad_()
-        log_z = log_partition(u, v, lengths)
-        possible = torch.isfinite(log_z)
-        scale = possible.to(log_z) if weights is None else torch.where(possible, weights.to(log_z), 0)
-        # The gradients of the log-partition are the marginals.
-        (edges,) = torch.autograd.grad((scale * log_z.where(possible, 0)).sum(), v, retain_graph=True)
-        (nodes,) = torch.autograd.grad(log_z.where(possible, 0).sum(), u)
-    return Expectations(log_z.detach(), nodes, edges)
+    unary, pairwise, lengths = _checked(unary.detach(), pairwise.detach(), lengths)
+    found = _sums(unary, pairwise, lengths)
+    weights = torch.ones_like(found.log_z) if weights is None else weights.to(found.log_z)
+    nodes, edges = found.back(weights)
+    return Expectations(found.log_z.to(unary.dtype), nodes, edges)
 
 
 def forward_sum(obs: Tensor, transitions: Tensor, lengths: Tensor) -> Tensor | None:
@@ -98,11 +89,14 @@ def forward_sum(obs: Tensor, transitions: Tensor, lengths: Tensor) -> Tensor | N
 
     Returns ``None`` where compiled code does not apply, or where it underflows.
     """
-    native = _compiled(obs, transitions)
+    native = compiled_chains.recursions(obs, transitions)
     if native is None:
         return None
-    log_z = native.forward(obs, transitions, lengths, keep=False)[0]
-    return log_z.to(obs) if bool(torch.isfinite(log_z).all()) else None
+    found = native.forward(obs, transitions, lengths, keep=False)
+    if bool(found.faint.any()):
+        every = forward_backward(obs, transitions, lengths)
+        return None if every is None else every.log_z
+    return found.log_z.to(obs) if bool(torch.isfinite(found.log_z).all()) else None
 
 
 def forward_backward(
@@ -113,50 +107,60 @@ def forward_backward(
     The quick way of expectation-maximisation: ``obs`` (B, T, K) and ``transitions`` (K, K) are used as they
     are. Returns ``None`` where compiled code does not apply, or where it underflows.
     """
-    native = _compiled(obs, transitions)
+    native = compiled_chains.recursions(obs, transitions)
     if native is None:
         return None
-    log_z, alpha, scale, padded = native.forward(obs, transitions, lengths)
-    if not bool(torch.isfinite(log_z).all()):
+    found = native.forward(obs, transitions, lengths)
+    if not bool(torch.isfinite(found.log_z).all()):
         return None
-    nodes, edges = native.backward(obs, padded, lengths, alpha, scale, weights)
-    return Expectations(log_z.to(obs), nodes, edges * transitions)
+    nodes, edges, lost = native.backward(obs, found, lengths, weights)
+    if bool(lost.any()):
+        return None
+    return Expectations(found.log_z.to(obs), nodes, edges * transitions)
 
 
+@torch.no_grad()
 def filtered(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Marginals of the state given the potentials so far, shape (B, T, K); 0 beyond a sequence's end.
 
-    In a hidden Markov model, p(z_t = k | x_1, ..., x_t); NaN from where on nothing is possible.
+    In a hidden Markov model, p(z_t = k | x_1, ..., x_t); 0 from where on nothing is possible.
     """
-    lengths = _checked(unary, pairwise, lengths)
-    messages = torch.stack(_log_forward(unary, pairwise, lengths)[1], 1)
-    live = torch.arange(unary.shape[1], device=unary.device) < lengths[:, None]
-    return messages.softmax(-1).masked_fill(~live[..., None], 0.0)
+    unary, pairwise, lengths = _checked(unary, pairwise, lengths)
+    return _sums(unary, pairwise, lengths).filtered()
 
 
+@torch.no_grad()
 def viterbi(unary: Tensor, pairwise: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The heaviest path, shape (B, T), int64, and its log weight, shape (B,).
 
-    Beyond a sequence's end the path holds -1. Of equally heavy paths, that of the lowest states from the end.
+    Beyond a sequence's end the path holds -1. Of equally heavy paths, that of the lowest states from the end
+    (where they are equal to the last digit: sums in another order may round otherwise).
     """
-    lengths = _checked(unary, pairwise, lengths)
-    size, steps, _ = unary.shape
-    best, pointers = unary[:, 0], []
-    for t in range(1, steps):
-        scores, pointer = (best[:, :, None] + _at(pairwise, t)).max(1)
-        live = (t < lengths)[:, None]
-        pointers.append(pointer)
-        best = torch.where(live, scores + unary[:, t], best)
-    weight, state = best.max(-1)
-    path = torch.full((size, steps), -1, device=unary.device)
-    for t in range(steps - 1, -1, -1):
-        path[:, t] = torch.where(t < lengths, state, -1)
-        if t:
-            before = pointers[t - 1].gather(1, state[:, None])[:, 0]
-            state = torch.where(t < lengths, before, state)
-    return path, weight
+    unary, pairwise, lengths = _checked(unary, pairwise, lengths)
+    native = compiled_chains.recursions(unary, pairwise)
+    if native is not None:
+        path = native.heaviest(unary, pairwise, lengths)
+    else:
+        best, _ = chain_scans.messages(unary, pairwise, lengths, largest)
+        path = chain_scans.back_trace(best[None], pairwise, lengths)[0]
+    return path, path_weights(unary, pairwise, path)
 
 
+def path_weights(unary: Tensor, pairwise: Tensor, paths: Tensor) -> Tensor:
+    """Log weights (B,) of paths (B, T), in nats; -1 is beyond the end."""
+    states = paths.clamp_min(0)
+    nodes = unary.gather(-1, states[..., None])[..., 0]
+    before, after = states[:, :-1], states[:, 1:]
+    if pairwise.ndim == 2:
+        edges = pairwise[before, after]
+    else:
+        wide = pairwise.expand(-1, before.shape[1], -1, -1)
+        rows = wide.gather(2, before[..., None, None].expand(-1, -1, 1, wide.shape[-1]))[:, :, 0]
+        edges = rows.gather(-1, after[..., None])[..., 0]
+    return torch.where(paths < 0, 0.0, nodes).sum(-1) + torch.where(paths[:, 1:] < 0, 0.0, edges).sum(-1)
+
+
+@torch.no_grad()
 def sample_paths(
     unary: Tensor,
     pairwise: Tensor,
@@ -172,149 +176,176 @@ def sample_paths(
     Raises:
         DataError: a sequence without a possible path.
     """
-    lengths = _checked(unary, pairwise, lengths)
-    log_z, messages = _log_forward(unary, pairwise, lengths)
-    if not bool(torch.isfinite(log_z).all()):
-        bad = int((~torch.isfinite(log_z)).nonzero()[0])
-        raise DataError(f"unary: sequence {bad} has no possible path; its potentials forbid every one")
-    size, steps, num_states = unary.shape
-    path = torch.full((num, size, steps), -1, device=unary.device)
-    state = torch.zeros(num, size, dtype=torch.int64, device=unary.device)
-    for t in range(steps - 1, -1, -1):
-        logits = messages[t].expand(num, size, num_states)
-        if t < steps - 1:
-            follow = _at(pairwise, t + 1).expand(size, num_states, num_states)
-            onward = follow[torch.arange(size, device=state.device), :, state]
-            logits = logits + torch.where((t + 1 < lengths)[:, None], onward, 0.0)
-        weights = (logits - logits.amax(-1, keepdim=True)).exp().flatten(0, 1)
-        drawn = torch.multinomial(weights, 1, generator=generator).view(num, size)
-        state = torch.where(t < lengths, drawn, state)
-        path[:, :, t] = torch.where(t < lengths, drawn, -1)
-    return path
-
-
-# -- in logarithms -----------------------------------------------------------------------------
-
-
-def _log_forward(unary: Tensor, pairwise: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Log-partition, and the messages (B, K) of each time; a message stands still beyond the end."""
-    message, messages = unary[:, 0], [unary[:, 0]]
-    for t in range(1, unary.shape[1]):
-        onward = _logsumexp(message[:, :, None] + _at(pairwise, t), 1) + unary[:, t]
-        message = torch.where((t < lengths)[:, None], onward, message)
-        messages.append(message)
-    return _logsumexp(message, -1), messages
-
-
-def _at(pairwise: Tensor, t: int) -> Tensor:
-    return pairwise if pairwise.ndim == 2 else pairwise[:, t - 1]
-
-
-def _logsumexp(x: Tensor, dim: int) -> Tensor:
-    """``logsumexp`` whose gradient is 0, not NaN, where all terms are ``-inf``."""
-    top = x.amax(dim, keepdim=True).detach()
-    top = torch.where(torch.isfinite(top), top, 0.0)
-    total = (x - top).exp().sum(dim)
-    return torch.where(total > 0, total, 1.0).log().where(total > 0, -torch.inf) + top.squeeze(dim)
-
-
-def _scan(unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
-    """Log-partition by halving: neighbouring factors are multiplied until one matrix is left."""
-    size, steps, num_states = unary.shape
-    diagonal = torch.eye(num_states, dtype=torch.bool, device=unary.device)
-    identity = torch.where(diagonal, 0.0, -torch.inf).to(pairwise)
-    live = (torch.arange(1, steps, device=unary.device) < lengths[:, None])[:, :, None, None]
-    factors = torch.where(live, pairwise + unary[:, 1:, None, :], identity)
-    while factors.shape[1] > 1:
-        odd = factors[:, -1:] if factors.shape[1] % 2 else factors[:, :0]
-        even = factors[:, : factors.shape[1] // 2 * 2]
-        factors = torch.cat([_log_product(even[:, ::2], even[:, 1::2]), odd], 1)
-    last = unary[:, 0] if steps == 1 else _logsumexp(unary[:, 0, :, None] + factors[:, 0], 1)
-    return _logsumexp(last, -1)
-
-
-def _log_product(left: Tensor, right: Tensor) -> Tensor:
-    """Products of matrices in logarithms, shapes (B, T, K, K), in parts of bounded memory."""
-    num_states = left.shape[-1]
-    a, b = left.flatten(0, 1), right.flatten(0, 1)
-    rows = max(1, _MAX_SPREAD // num_states**3)
-    parts = [
-        _logsumexp(p[:, :, :, None] + q[:, None], 2)
-        for p, q in zip(a.split(rows), b.split(rows), strict=True)
-    ]
-    return torch.cat(parts).view(left.shape)
-
-
-# -- compiled ----------------------------------------------------------------------------------
-
-
-class _Native:
-    """The compiled recursions of one dtype."""
-
-    def __init__(self, handle: ctypes.CDLL, dtype: torch.dtype) -> None:
-        name = str(dtype).rpartition(".")[-1]
-        self._forward, self._backward = (
-            getattr(handle, f"{step}_{name}") for step in ("forward", "backward")
+    unary, pairwise, lengths = _checked(unary, pairwise, lengths)
+    found = _sums(unary, pairwise, lengths)
+    if not bool(torch.isfinite(found.log_z).all()):
+        bad = int((~torch.isfinite(found.log_z)).nonzero()[0])
+        raise DataError(
+            f"sequence {bad} has probability 0: every path is forbidden, so that there is none to draw"
         )
-        pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        self._forward.argtypes = [integer] * 4 + [pointer] * 6
-        self._backward.argtypes = [integer] * 4 + [pointer] * 8
+    return found.draw(num, generator)
 
-    def forward(
-        self, obs: Tensor, transitions: Tensor, lengths: Tensor, *, keep: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``log_z`` (B,) float64, messages (B, T, K), sums (B, T), both empty unless kept, and transitions.
 
-        The transitions come back transposed and padded, as :meth:`backward` wants them.
-        """
-        obs, lengths = obs.contiguous(), lengths.contiguous()
-        size, steps, num_states = obs.shape
-        padded = _padded(transitions)
-        log_z = torch.empty(size, dtype=torch.float64)
-        alpha = obs.new_zeros(obs.shape if keep else (0,))
-        scale = obs.new_zeros(obs.shape[:2] if keep else (0,))
-        pointers = (obs, padded, lengths, alpha, scale, log_z)
-        kept = [x.data_ptr() if x.numel() else None for x in pointers]
-        self._forward(size, steps, num_states, padded.shape[1], *kept)
-        return log_z, alpha, scale, _padded(transitions.T)
+# -- sums over paths ---------------------------------------------------------------------------
 
-    def backward(
-        self,
-        obs: Tensor,
-        transposed: Tensor,
-        lengths: Tensor,
-        alpha: Tensor,
-        scale: Tensor,
-        weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Marginals (B, T, K), and expected transitions over their potentials, (K, K), weighted."""
-        obs, lengths = obs.contiguous(), lengths.contiguous()
-        size, steps, num_states = obs.shape
-        weights = obs.new_ones(size) if weights is None else weights.to(obs).contiguous()
-        nodes, edges = torch.zeros_like(obs), obs.new_empty(num_states, num_states)
-        pointers = (obs, transposed, lengths, alpha, scale, weights, nodes, edges)
-        self._backward(size, steps, num_states, transposed.shape[1], *(x.data_ptr() for x in pointers))
+
+@dataclass(frozen=True)
+class _InLogs:
+    """A forward recursion in logarithms, and what follows from its messages (B, T, K)."""
+
+    unary: Tensor
+    pairwise: Tensor
+    lengths: Tensor
+    messages: Tensor
+    log_z: Tensor
+
+    @classmethod
+    def of(cls, unary: Tensor, pairwise: Tensor, lengths: Tensor) -> _InLogs:
+        """Go forward."""
+        messages, shifts = chain_scans.messages(unary, pairwise, lengths, logsumexp)
+        return cls(unary, pairwise, lengths, messages, shifts.sum(-1))
+
+    def back(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals (B, T, K), and expected transitions of the shape of ``pairwise``, weighted."""
+        ahead, _ = chain_scans.messages(self.unary, self.pairwise, self.lengths, logsumexp, back=True)
+        live = live_steps(self.unary, self.lengths)
+        joint = self.messages + ahead
+        total = logsumexp(joint, -1)[..., None]
+        nodes = (joint - finite(total)).exp().masked_fill(~live[..., None], 0.0)
+        edges = torch.zeros_like(self.pairwise)
+        size, steps, num_states = self.unary.shape
+        width = max(1, _MAX_SPREAD // max(1, size * num_states**2))
+        for first in range(1, steps, width):
+            part = slice(first, min(first + width, steps))
+            after = (self.unary + ahead)[:, part, None, :]
+            joint = self.messages[:, part.start - 1 : part.stop - 1, :, None] + after + self._onward(part)
+            total = logsumexp(joint.flatten(2), -1)[..., None, None]
+            each = (joint - finite(total)).exp().masked_fill(~live[:, part, None, None], 0.0)
+            each = each * weights[:, None, None, None]
+            if edges.ndim == 2:
+                edges += each.sum((0, 1))
+            elif edges.shape[1] == 1:
+                edges += each.sum(1, keepdim=True)
+            else:
+                edges[:, part.start - 1 : part.stop - 1] = each
         return nodes, edges
 
+    def filtered(self) -> Tensor:
+        """Marginals of each state given what came before."""
+        return self.messages.exp().masked_fill(~live_steps(self.unary, self.lengths)[..., None], 0.0)
 
-def _padded(matrix: Tensor) -> Tensor:
-    return torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % _LANES)).contiguous()
+    def draw(self, num: int, generator: torch.Generator | None) -> Tensor:
+        """Paths (num, B, T): the heaviest under messages with Gumbel noise."""
+        rows = max(1, _MAX_SPREAD // self.messages.numel())
+        parts = []
+        for first in range(0, num, rows):
+            shape = (min(rows, num - first), *self.messages.shape)
+            noise = self.messages.new_empty(shape).exponential_(generator=generator).log()
+            parts.append(chain_scans.back_trace(self.messages - noise, self.pairwise, self.lengths))
+        return torch.cat(parts)
+
+    def _onward(self, part: slice) -> Tensor:
+        """Transitions into some steps, to be broadcast to (B, n, K, K)."""
+        if self.pairwise.ndim == 2 or self.pairwise.shape[1] == 1:
+            return self.pairwise
+        return self.pairwise[:, part.start - 1 : part.stop - 1]
 
 
-@functools.lru_cache(maxsize=2)
-def _library(dtype: torch.dtype) -> _Native | None:
-    source = (Path(__file__).parent / "native" / "chains.cpp").read_text()
-    try:
-        return _Native(build(source).handle, dtype)
-    except CompilationError:
-        return None
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled forward recursion, with the sequences that it cannot be trusted with in logarithms.
+
+    Attributes:
+        native: the recursions.
+        obs, transitions: scaled potentials themselves.
+        lengths: (B,).
+        found: messages.
+        log_z: (B,), float64.
+        lost: numbers of the sequences in logarithms, (R,).
+        rest: these.
+    """
+
+    native: compiled_chains.Recursions
+    obs: Tensor
+    transitions: Tensor
+    lengths: Tensor
+    found: compiled_chains.Messages
+    log_z: Tensor
+    lost: Tensor
+    rest: _InLogs | None
+
+    @classmethod
+    def of(
+        cls, native: compiled_chains.Recursions, unary: Tensor, pairwise: Tensor, lengths: Tensor
+    ) -> _Compiled:
+        """Go forward."""
+        live = live_steps(unary, lengths)
+        # A path's weight is free of these shifts but for their sum.
+        top = finite(unary.amax(-1)).masked_fill(~live, 0)
+        crest = finite(pairwise.amax((-2, -1)))
+        obs, transitions = (unary - top[..., None]).exp(), (pairwise - crest[..., None, None]).exp()
+        found = native.forward(obs, transitions, lengths)
+        crests = crest.double().expand(live[:, 1:].shape).masked_fill(~live[:, 1:], 0)
+        log_z = found.log_z + top.double().sum(-1) + crests.sum(-1)
+        doubtful = ~torch.isfinite(log_z)
+        if bool(found.faint.any()):
+            doubtful |= native.backward(obs, found, lengths)[2]
+        lost, rest = doubtful.nonzero()[:, 0], None
+        if len(lost):
+            rest = _InLogs.of(unary[lost], pairwise if pairwise.ndim == 2 else pairwise[lost], lengths[lost])
+            log_z[lost] = rest.log_z.double()
+        return cls(native, obs, transitions, lengths, found, log_z, lost, rest)
+
+    def back(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals (B, T, K), and expected transitions of the shape of ``pairwise``, weighted."""
+        # Of the sequences that are lost, nothing but the first step: no transition.
+        lengths = self.lengths.index_fill(0, self.lost, 1)
+        nodes, edges, _ = self.native.backward(self.obs, self.found, lengths, weights)
+        edges = edges * self.transitions
+        if self.rest is not None:
+            nodes[self.lost], more = self.rest.back(weights[self.lost])
+            if edges.ndim == 2:
+                edges = edges + more
+            else:
+                edges[self.lost] = more
+        return nodes, edges
+
+    def filtered(self) -> Tensor:
+        """Marginals of each state given what came before."""
+        nodes = self.found.alpha
+        return nodes if self.rest is None else nodes.index_copy(0, self.lost, self.rest.filtered())
+
+    def draw(self, num: int, generator: torch.Generator | None) -> Tensor:
+        """Paths (num, B, T)."""
+        path = self.native.draw(self.found, self.lengths, num, generator)
+        if self.rest is not None:
+            path[:, self.lost] = self.rest.draw(num, generator)
+        return path
 
 
-def _compiled(x: Tensor, transitions: Tensor) -> _Native | None:
-    fits = x.device.type == "cpu" and transitions.ndim == 2 and x.dtype in (torch.float32, torch.float64)
-    # Compiled code reads memory as it is told to: another type, or another device, would be garbage.
-    fits = fits and transitions.dtype == x.dtype and transitions.device == x.device
-    return _library(x.dtype) if fits and len(x) else None
+def _sums(unary: Tensor, pairwise: Tensor, lengths: Tensor) -> _InLogs | _Compiled:
+    native = compiled_chains.recursions(unary, pairwise)
+    if native is None or not pairwise.numel():
+        return _InLogs.of(unary, pairwise, lengths)
+    return _Compiled.of(native, unary, pairwise, lengths)
+
+
+class _LogPartition(torch.autograd.Function):
+    """The log-partition, whose gradients are the marginals."""
+
+    @staticmethod
+    def forward(ctx: Any, unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
+        ctx.save_for_backward(unary, pairwise)
+        ctx.sums = _sums(unary, pairwise, lengths)
+        log_z: Tensor = ctx.sums.log_z
+        return log_z.to(unary.dtype, copy=True)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # raises where these were written over
+        nodes, edges = ctx.sums.back(gradients[0])
+        return nodes * gradients[0][:, None, None], edges, None
 
 
 def _is_transformed() -> bool:
@@ -327,58 +358,22 @@ def _is_transformed() -> bool:
     )
 
 
-class _LogPartition(torch.autograd.Function):
-    """The log-partition by scaled recursions, and in logarithms where these underflow."""
-
-    @staticmethod
-    def forward(ctx: Any, native: _Native, unary: Tensor, pairwise: Tensor, lengths: Tensor) -> Tensor:
-        ctx.native = native
-        live = torch.arange(unary.shape[1]) < lengths[:, None]
-        # A path's weight is free of these shifts but for their sum.
-        top = _finite(unary.amax(-1)).masked_fill(~live, 0)
-        crest = _finite(pairwise.max())
-        obs, transitions = (unary - top[..., None]).exp(), (pairwise - crest).exp()
-        log_z, alpha, scale, transposed = native.forward(
-            obs, transitions, lengths, keep=any(ctx.needs_input_grad)
-        )
-        log_z = log_z + top.double().sum(-1) + (lengths - 1) * crest.double()
-        lost = ~torch.isfinite(log_z)
-        if bool(lost.any()):
-            log_z[lost] = _log_forward(unary[lost], pairwise, lengths[lost])[0].double()
-        ctx.save_for_backward(unary, pairwise, lengths, obs, transitions, transposed, alpha, scale, lost)
-        return log_z.to(unary.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        unary, pairwise, lengths, obs, transitions, transposed, alpha, scale, lost = ctx.saved_tensors
-        weights = gradients[0].masked_fill(lost, 0)
-        nodes, edges = ctx.native.backward(
-            obs, transposed, lengths, alpha, scale.where(scale > 0, 1), weights
-        )
-        nodes, edges = nodes * weights[:, None, None], edges * transitions
-        if bool(lost.any()):
-            with torch.enable_grad():
-                u, v = unary[lost].detach().requires_grad_(), pairwise.detach().requires_grad_()
-                again = _log_forward(u, v, lengths[lost])[0]
-                nodes[lost], more = torch.autograd.grad(again, (u, v), gradients[0][lost])
-                edges = edges + more
-        return None, nodes, edges, None
-
-
-def _finite(x: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(x), x, 0.0)
-
-
-def _checked(unary: Tensor, pairwise: Tensor, lengths: Tensor | None) -> Tensor:
+def _checked(unary: Tensor, pairwise: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The chain in one dtype, with lengths."""
     if unary.ndim != 3 or unary.shape[1] < 1:
         raise ShapeError(f"unary: expected shape (B, T, K) with one step or more, got {tuple(unary.shape)}")
     size, steps, num_states = unary.shape
-    fits = ((num_states, num_states), (size, steps - 1, num_states, num_states))
-    if tuple(pairwise.shape) not in fits:
-        raise ShapeError(f"pairwise: expected shape {fits[0]} or {fits[1]}, got {tuple(pairwise.shape)}")
+    matrix = (num_states, num_states)
+    if tuple(pairwise.shape) not in (matrix, (size, 1, *matrix), (size, steps - 1, *matrix)):
+        raise ShapeError(
+            f"pairwise: expected shape {matrix}, {(size, 1, *matrix)} or {(size, steps - 1, *matrix)}, got "
+            f"{tuple(pairwise.shape)}"
+        )
+    if unary.dtype != pairwise.dtype:
+        dtype = torch.promote_types(unary.dtype, pairwise.dtype)
+        unary, pairwise = unary.to(dtype), pairwise.to(dtype)
     if lengths is None:
-        return torch.full((size,), steps, device=unary.device)
+        return unary, pairwise, torch.full((size,), steps, device=unary.device)
     if lengths.shape != (size,):
         raise ShapeError(
             f"lengths: expected one number a sequence, shape ({size},), got {tuple(lengths.shape)}"
@@ -388,4 +383,4 @@ def _checked(unary: Tensor, pairwise: Tensor, lengths: Tensor | None) -> Tensor:
             f"lengths: expected numbers of steps from 1 to {steps}, got a range of {int(lengths.min())}.."
             f"{int(lengths.max())}"
         )
-    return lengths.long()
+    return unary, pairwise, lengths.long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import SupportsIndex
 
 import torch
 
@@ -20,13 +21,13 @@ def forked_rng(seed: int | None, device: torch.device | str = "cpu") -> Iterator
         device: the device whose generator is used inside, beside the CPU's.
 
     Raises:
-        ConfigError: a seed that is negative or has more than 63 bits.
+        ConfigError: a seed that is no integer, is negative or has more than 63 bits.
     """
     if seed is None:
         yield
         return
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed}")
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex) or not 0 <= int(seed) < 2**63:
+        raise ConfigError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
     device = torch.device(device)
     cuda = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

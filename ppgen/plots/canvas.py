@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ def new_figure(width: float, height: float, *, theme: Theme = LIGHT) -> Figure:
 
     figure = Figure(figsize=(width, height), facecolor=theme.background, layout="constrained")
     FigureCanvasAgg(figure)
+    # So that notebooks show it before pyplot, which else teaches them to, has been imported.
+    vars(figure)["_repr_png_"] = functools.partial(to_png, figure, dpi=100)
     return figure
 
 

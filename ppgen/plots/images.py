@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,4 +74,38 @@ def image_grid(images: Tensor, *, columns: int = 8, pixels: int = 560) -> Figure
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.imshow(tiled.numpy(), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
+    return figure
+
+
+def image_rows(
+    rows: Mapping[str, Tensor], *, columns: int | None = None, width: float = 5.6, label_width: float = 1.25
+) -> Figure:
+    """A figure of rows of images, one below the other, each with its name on the left.
+
+    Args:
+        rows: by name, images of shape ``(N, C, H, W)``, values in [0, 1]; see :func:`tile`.
+        columns: images in a line, of which a row may have several; by default a row is one line.
+        width: of the figure, inches.
+        label_width: of the part of it that is for the names, inches.
+
+    Raises:
+        ConfigError: no rows.
+        ShapeError: images of another shape, or none.
+    """
+    if not rows:
+        raise ConfigError("rows: expected one row or more, got none")
+    tiles = {name: tile(images, columns=columns or max(1, len(images))) for name, images in rows.items()}
+    across, gap = width - label_width, 0.05
+    heights = [across * len(tiled) / tiled.shape[1] for tiled in tiles.values()]
+    total = sum(heights) + gap * (len(heights) - 1)
+    figure = new_figure(width, total)
+    figure.set_layout_engine("none")
+    top = total
+    for height, (name, tiled) in zip(heights, tiles.items(), strict=True):
+        axes = figure.add_axes((label_width / width, (top - height) / total, across / width, height / total))
+        axes.imshow(tiled.numpy(), interpolation="nearest", aspect="auto")
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        top -= height + gap
     return figure

@@ -102,8 +102,9 @@ def survey(
 
     Args:
         data: a registered name, a file (see :func:`ppgen.datasets.load`), or a data set.
-        families: names or :class:`~ppgen.models.family.Family` objects; by default those for small images,
-            of which those that are not for such data are skipped.
+        families: names or :class:`~ppgen.models.family.Family` objects; by default those for small images.
+            Of those that are not asked for by their own names (but by a group's, or ``"all"``), what is not
+            for such data is skipped.
         budget: seconds of training over all families. What one leaves unused goes to those after it.
         device: as in :func:`ppgen.fit`.
         out: directory of the report.
@@ -136,7 +137,8 @@ def survey(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _Survey(dataset, chosen, settings, Path(out), remarks, by_name=families is not None).go()
+        named = frozenset(f.name if isinstance(f, Family) else f for f in families or ())
+        return _Survey(dataset, chosen, settings, Path(out), remarks, named).go()
     finally:
         torch.set_num_threads(before)
 
@@ -169,7 +171,7 @@ class _Survey:
     settings: Settings
     out: Path
     remarks: list[str]
-    by_name: bool
+    named: frozenset[str]
     views: dict[str, View] = field(default_factory=dict)
     references: list[Row] = field(default_factory=list)
     rows: dict[str, Row] = field(default_factory=dict)
@@ -211,9 +213,14 @@ class _Survey:
                 view = self._view(family)
                 with forked_rng(self.settings.seed):
                     model = family.build(view.data.event_shape, view.data.values, len(view.data.train))
+                if model.context_dim:
+                    raise ConfigError(
+                        f"families: {family.title} models data given a context, and a survey has none; leave "
+                        "it out"
+                    )
             except (ConfigError, DataError) as error:
                 # The family is not for such data; that is a failure only where it was asked for.
-                if self.by_name:
+                if family.name in self.named:
                     raise
                 return replace(self._empty_row(family), status="skipped", reason=str(error))
             signature = self.settings.signature(family, model, view.data)
@@ -285,6 +292,7 @@ class _Survey:
         row = replace(
             self._empty_row(family),
             status="done",
+            reason=None,
             density=str(model.density or "implicit"),
             notes=found.notes,
             train_seconds=result.seconds,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ppgen import datasets
 from ppgen.datasets import BINARY, REAL, DataSet, Split, Values, as_split, from_arrays, grid
+from ppgen.datasets.declare import column_warnings
 from ppgen.datasets.partition import partition
 from ppgen.errors import ConfigError, DataError, DataWarning, ShapeError
 
@@ -124,6 +125,16 @@ def test_warnings_name_a_frames_columns() -> None:
     text = " ".join(str(w.message) for w in caught)
     assert "column(s) unit are constant" in text
     assert "column(s) sum (from height, age) are linear in others" in text
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_collinearity_does_not_depend_on_units(scale: float) -> None:
+    """Squares of such numbers are infinite or 0."""
+    x = torch.tensor(normal())
+    assert column_warnings(scale * x, None, "x") == []
+    x = scale * torch.cat([x, x[:, :1] - x[:, 2:]], 1)
+    (found,) = column_warnings(x, None, "x")
+    assert "column(s) 3 (from 0, 2) are linear in others" in found
 
 
 def test_almost_collinear_is_not_collinear() -> None:

@@ -64,7 +64,7 @@ def test_vocabulary_goes_there_and_back() -> None:
     assert vocabulary.decode(x) == "low"
     assert vocabulary.decode(torch.cat([x, x.new_full((2,), torch.nan)])) == "low"
     assert vocabulary.decode(x[:0]) == vocabulary.decode(vocabulary.encode("")) == ""
-    assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
+    assert pickle.loads(pickle.dumps(vocabulary)) == Vocabulary(vocabulary.characters) == vocabulary
     assert Vocabulary("ab") != Vocabulary("ac")
     assert len({Vocabulary("ab"), Vocabulary("ba")}) == 1
 
@@ -99,6 +99,14 @@ def test_bad_texts(tmp_path: Path) -> None:
         datasets.text(tmp_path / "none.txt", length=5)
     with pytest.raises(DataError, match="no file has that name"):
         datasets.text("imput.txt", length=128)
+    (tmp_path / "empty.txt").touch()
+    for source in (tmp_path / "empty.txt", str(tmp_path / "empty.txt"), ""):
+        with pytest.raises(DataError, match=r"source: .* is empty"):
+            datasets.text(source, length=5)
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(DataError, match="bring a longer text") as caught:
+        datasets.text(str(tmp_path / "short.txt"), length=5)
+    assert "no file" not in str(caught.value)
     (tmp_path / "latin.txt").write_bytes("für ".encode("latin-1") * 20)
     with pytest.raises(DataError, match="encoding"):
         datasets.text(tmp_path / "latin.txt", length=5)

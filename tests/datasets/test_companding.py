@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,3 +38,11 @@ def test_bad_sound() -> None:
             mu_law(x)
     with pytest.raises(ConfigError, match="levels"):
         mu_law(torch.zeros(2), levels=1)
+    for values in (torch.tensor([3.0]), torch.tensor([torch.nan])):
+        with pytest.raises(DataError, match=r"\[0, 1\].*255"):
+            mu_law_inverse(values)
+
+
+def test_arrays_are_sound_too() -> None:
+    x = np.linspace(-1, 1, 7)
+    assert torch.equal(mu_law(x), mu_law(torch.from_numpy(x)))

@@ -65,6 +65,25 @@ def test_missing_values_of_arrays() -> None:
     assert split.values.missing
 
 
+def test_features_of_each_step_are_padded_with_their_sequence() -> None:
+    rng = np.random.default_rng(0)
+    items = [rng.integers(0, 3, n) for n in (4, 2, 5, 3, 1, 5)]
+    features = [np.stack([item, item + 10.0], 1) for item in items]
+    data = datasets.sequences(items, features, levels=3, validation=1, test=2)
+    assert data.test.y is not None
+    assert data.test.y.shape == (2, 5, 2)
+    for split in (data.train, data.validation, data.test):
+        assert split.y is not None
+        torch.testing.assert_close(split.y[..., 0], 2 * split.x, equal_nan=True)
+        torch.testing.assert_close(split.y[..., 1], 2 * split.x + 10, equal_nan=True)
+    with pytest.raises(ShapeError, match="features of 6 sequences, got 5"):
+        datasets.sequences(items, features[:-1], levels=3)
+    with pytest.raises(ShapeError, match=r"each of the 2 steps of sequence 1, shape \(2, 2\), got \(3, 2\)"):
+        datasets.sequences(items, [features[0], features[3], *features[2:]], levels=3)
+    with pytest.raises(ShapeError, match=r"of sequence 5, shape \(5, 2\), got \(5, 1\)"):
+        datasets.sequences(items, [*features[:-1], features[-1][:, :1]], levels=3)
+
+
 def test_bad_sequences() -> None:
     good = [np.zeros((3, 2))] * 4
     with pytest.raises(DataError, match="at least one sequence"):

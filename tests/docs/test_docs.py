@@ -56,6 +56,28 @@ def test_tutorial_asserts_its_claims(tutorial: Path) -> None:
     assert sum(cell.source.count("assert ") for cell in cells) >= 5
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["autoregressive", "graphical_models", "normalizing_flows", "random_fields", "text_and_series"],
+)
+def test_tutorials_of_families_have_the_same_headings(name: str) -> None:
+    text = (ROOT / "docs" / "tutorials" / f"{name}.py").read_text()
+    assert re.findall(r"^# ## (.+)$", text, re.MULTILINE)[:7] == [
+        "The story",
+        "The pair",
+        "Fit",
+        "Look",
+        "What its likelihood means",
+        "When to choose it",
+        "Exercises",
+    ]
+
+
+def test_how_to_choose_names_every_family() -> None:
+    page = (ROOT / "docs" / "how-to" / "choose-a-family.md").read_text()
+    assert [name for name in ppgen.models.__all__ if name[0].isupper() and f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs_as_a_script(tutorial: Path, tmp_path: Path) -> None:
     """Elsewhere than in the repository, so that it needs nothing of it."""

@@ -94,6 +94,27 @@ def test_a_wrong_step_is_caught() -> None:
         assert_never_falls(torch.stack(values))
 
 
+def test_a_step_that_changes_nothing_settles_and_a_faulty_one_does_not() -> None:
+    x = blobs(50).float()
+    with forked_rng(0):
+        alone = BernoulliMixture((3,), num_components=1)
+        model = GaussianMixture((3,), num_components=2)
+    stepper = EMStepper(alone, [])
+    settled = []
+    for _ in range(3):  # a single component is counted: once to get there, and once to see that it is
+        stepper.step((x > 5).float())
+        settled.append(stepper.settled)
+    assert settled == [False, True, True]
+    resumed = EMStepper(alone, [])
+    resumed.load_state_dict(stepper.state_dict())
+    assert resumed.settled
+    faulty = EMStepper(model, [])
+    before = [p.detach().clone() for p in model.parameters()]
+    assert not torch.isfinite(faulty.step(x * 1e30)["loss"])
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not faulty.settled
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
 def test_bernoulli_em_never_falls(smoothing: float) -> None:
     with forked_rng(2):
@@ -140,6 +161,38 @@ def test_em_is_scikit_learns(covariance: Covariance) -> None:
     np.testing.assert_allclose(
         start.responsibilities(x).detach().numpy(), peer.predict_proba(x.numpy()), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("prior_count", [0.0, 2.0])
+def test_one_component_is_fitted_in_closed_form(covariance: Covariance, prior_count: float) -> None:
+    """Rounding in float32 moves the parameters for ever; the second step reports the maximum."""
+    x = (30 * blobs(2000) + 500).float()
+    with forked_rng(0):
+        model = GaussianMixture((3,), num_components=1, covariance=covariance, prior_count=prior_count)
+        result = fit(model, x, progress=False, device="cpu")
+    assert (result.stopped, result.epochs <= 2) == ("finished", True)
+    exact = mixture(covariance, x.double(), num_components=1, prior_count=prior_count)
+    reached = sum(result.history[-1][name] or 0.0 for name in ("loss", "penalty"))
+    assert reached == pytest.approx(-float(climb(exact, x.double(), 5)[-1]), rel=1e-5)
+
+
+def test_one_component_resumes_where_its_first_step_ended() -> None:
+    x = blobs()
+    model = mixture("full", x, num_components=1)
+    stepper = EMStepper(model, [])
+    stepper.step(x)
+    again = EMStepper(model, [])
+    again.load_state_dict(stepper.state_dict())
+    for each in (stepper, again):
+        model.locs.data += 1e-9  # as rounding does
+        each.step(x)
+        assert each.settled
+    two = mixture("full", x, num_components=2)
+    stepper = EMStepper(two, [])
+    for _ in range(2):
+        stepper.step(x)
+        assert not stepper.settled
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -32,7 +32,8 @@ from ppgen.errors import (
 from ppgen.inference.objectives.base import Program
 from ppgen.inference.objectives.elbo import ELBO
 from ppgen.inference.svi import fit
-from ppgen.models import VAE
+from ppgen.inference.trainee import Batches, Trainee
+from ppgen.models import VAE, RealNVP, Transformer
 from ppgen.ops.random import forked_rng
 
 quiet: dict[str, Any] = {"device": "cpu", "progress": False}
@@ -177,6 +178,24 @@ def test_discrete_data_are_dequantised_for_a_density() -> None:
 
 
 # -- options ------------------------------------------------------------------------------
+
+
+def test_a_context_that_is_a_sequence_of_labels_trains() -> None:
+    """Whole numbers in rows stay labels, one an item, on the way from the data to the model."""
+    with forked_rng(0):
+        model = Transformer((2,), num_layers=1, num_heads=1, dim=8, context_dim=3, context_length=4)
+        x, labels = torch.randint(2, (20, 2)).float(), torch.randint(3, (20, 4))
+    result = fit(model, (x, labels), epochs=1, device="cpu", progress=False)
+    assert math.isclose(float(result.history[0]["loss"] or 0.0), 2 * math.log(2), rel_tol=0.5)
+
+
+def test_whole_numbers_in_rows_as_wide_as_the_context_are_features() -> None:
+    with forked_rng(0):
+        model = RealNVP((2,), num_layers=1, hidden=(4,), context_dim=3)
+        x, counts = torch.randn(20, 2), torch.randint(5, (20, 3))
+    batches = Batches((x, counts), Trainee(model), None, torch.device("cpu"))
+    assert batches.context is not None
+    assert torch.equal(batches.context, counts.float())
 
 
 def test_early_stopping_keeps_the_best_epoch() -> None:

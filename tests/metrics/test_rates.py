@@ -15,7 +15,7 @@ from ppgen import metrics
 from ppgen.contract import Estimate, GenerativeModel, Kind
 from ppgen.datasets import BINARY, Split, Values, grid
 from ppgen.distributions.grid_categorical import GridCategorical
-from ppgen.errors import CapabilityError, DataError
+from ppgen.errors import CapabilityError, DataError, ShapeError
 from ppgen.models.wavenet import WaveNet
 from ppgen.ops.random import forked_rng
 from ppgen.testing.statistics import assert_mean
@@ -110,7 +110,7 @@ def test_bounds_stay_bounds() -> None:
     assert metrics.nats_per_step(model, x).kind is Kind.UPPER_BOUND
     assert metrics.perplexity(model, x).kind is Kind.UPPER_BOUND
     model.kind = Kind.UNNORMALISED
-    with pytest.raises(CapabilityError, match="unnormalised"):
+    with pytest.raises(CapabilityError, match='unnormalised.*method="ais"'):
         metrics.nats_per_step(model, x)
 
 
@@ -127,3 +127,10 @@ def test_real_data_have_no_perplexity() -> None:
         model = WaveNet((3,), dilations=(1,), channels=2)
     with pytest.raises(DataError, match="nats_per_step"):
         metrics.perplexity(model, torch.zeros(2, 3))
+
+
+def test_images_have_no_steps() -> None:
+    model = Independent((1, 4, 4), torch.zeros(2))
+    for metric in (metrics.nats_per_step, metrics.perplexity):
+        with pytest.raises(ShapeError, match="bits_per_dim"):
+            metric(model, torch.zeros(2, 1, 4, 4))

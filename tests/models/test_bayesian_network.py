@@ -298,6 +298,8 @@ def test_do_in_continuous_networks_moves_descendants_only() -> None:
     [
         (lambda m: m.do(PKAA="high"), ConfigError, "did you mean 'PKA'"),
         (lambda m: m.do(PKA="hihg"), ConfigError, "did you mean 'high'"),
+        (lambda m: m.do([("PKA", "high")]), ConfigError, "do: expected a mapping"),
+        (lambda m: m.query("PKA", evidence=["high"]), ConfigError, "evidence: expected a mapping"),
         (lambda m: m.query("Rafff"), ConfigError, "did you mean 'Raf'"),
         (lambda m: m.query("Raf", {"Raf": "low"}), ConfigError, "twice"),
         (lambda m: m.query([]), ConfigError, "one or more names"),
@@ -310,7 +312,7 @@ def test_do_in_continuous_networks_moves_descendants_only() -> None:
             "clamped",
         ),
     ],
-    ids=["name", "level", "target", "twice", "none", "learn", "unseen", "inf", "clamped"],
+    ids=["name", "level", "pairs", "list", "target", "twice", "none", "learn", "unseen", "inf", "clamped"],
 )
 def test_what_is_asked_for_wrongly_is_named(call: Any, error: type[Exception], words: str) -> None:
     levels = {"PKA": ("low", "avg", "high"), "Raf": ("low", "high")}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -305,14 +306,35 @@ def test_frames_keep_their_index_and_names() -> None:
     assert several.index.tolist() == [(k, name) for k in range(3) for name in ("ann", "bob")]
 
 
+def test_numbers_and_rows_of_numpy_and_pandas() -> None:
+    model = gaussian()
+    frame = model.to_frame(model.sample(1, seed=0))
+    frame["x3"] = math.nan
+    expected = model.counterfactual(frame, {"x0": 1.0}, seed=0)
+    numbers: list[Any] = [np.float32(1), np.int64(1), torch.tensor(1.0)]
+    for value in numbers:
+        pd.testing.assert_frame_equal(model.counterfactual(frame, {"x0": value}, seed=0), expected)
+    pd.testing.assert_frame_equal(model.counterfactual(frame.iloc[0], {"x0": 1.0}, seed=0), expected)
+    x = discrete().sample(3, seed=0)
+    found = discrete().counterfactual(x, {"x0": np.int64(1)}, assumption="monotone", seed=0)
+    assert bool((found[..., 0] == 1).all())
+
+
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nothing": ({"do": {}}, ConfigError, "do: expected one or more"),
+    "pairs": (
+        {"do": [("drug", "full")]},
+        ConfigError,
+        r"do: expected a mapping .* got \[\('drug', 'full'\)\]",
+    ),
     "name": ({"do": {"drugs": "full"}}, ConfigError, "did you mean 'drug'"),
     "level": ({"do": {"drug": "double"}}, ConfigError, "no level 'double'"),
     "evidence": ({"evidence": {"sex": "f"}}, ConfigError, "no variable is called 'sex'"),
     "rows": ({"evidence": torch.zeros(2, 3)}, ShapeError, "expects shape"),
     "values": ({"evidence": torch.full((1, 4), 7.0)}, DataError, "level numbers"),
     "num": ({"num": 0}, ConfigError, "num: expected"),
+    "array": ({"evidence": torch.zeros(1, 4).numpy()}, DataError, "as_tensor"),
+    "lambda": ({"functions": {"work": lambda noise: "no"}}, ConfigError, "NoisyFunction for 'work'"),
     "silence": ({"functions": None}, ConfigError, "'recovery' has levels and follows.*does not say"),
     "assumption": ({"assumption": "linear"}, ConfigError, "expected one of monotone, gumbel-max"),
     "other": ({"functions": {"sex": FUNCTIONS["age"]}}, ConfigError, "no variable is called 'sex'"),

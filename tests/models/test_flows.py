@@ -12,9 +12,11 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.nn import PyroModule
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+import ppgen
 from ppgen.contract import (
     HasDecoder,
     HasEncoder,
@@ -377,13 +379,25 @@ def test_a_single_coordinate_needs_an_autoregressive_flow() -> None:
         flow, x = make(NAMED[family], (1,)), uniform(4, 1)
         torch.testing.assert_close(flow.decode(flow.encode(x)), x)
     for family in ("real-nvp", "spline-coupling"):
-        with pytest.raises(ConfigError, match="use MAF"):
+        with pytest.raises(ConfigError, match=r"use MAF, or NeuralSplineFlow\(layout='autoregressive'\)"):
             NAMED[family]((1,))
 
 
 @DROPPING
 @pytest.mark.parametrize(
-    "options", [{"num_layers": 0}, {"dropout": 1.0}, {"hidden": (0,)}, {"activation": "x"}, {"num_bins": 1}]
+    "options",
+    [
+        {"num_layers": 0},
+        {"num_layers": 2.5},
+        {"dropout": 1.0},
+        {"hidden": (0,)},
+        {"hidden": 64},
+        {"activation": "x"},
+        {"num_bins": 1},
+        {"num_bins": 4.5},
+        {"context_dim": -1},
+    ],
+    ids=str,
 )
 def test_options_that_make_no_flow_are_named(family: Class, options: dict[str, Any]) -> None:
     with forked_rng(0), pytest.raises(ConfigError, match=next(iter(options))):
@@ -401,6 +415,78 @@ def test_wrong_shapes_are_named(family: Class) -> None:
         flow.encode(uniform(4, 2), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ShapeError, match="conditional"):
         make(family, context_dim=3).score(uniform(4, 2))
+
+
+@FAMILIES
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_named(family: Class, bad: float) -> None:
+    flow, x, context = make(family, context_dim=3), uniform(4, 2), uniform(4, 3)
+    wrong, odd = x.clone(), context.clone()
+    wrong[1, 0] = odd[2, 1] = bad
+    for name in ("log_likelihood", "encode", "score", "initialise"):
+        with pytest.raises(DataError, match="x: expected finite numbers, got 1 NaN or infinite of 8"):
+            getattr(flow, name)(wrong, context)
+    with pytest.raises(DataError, match="z: expected finite"):
+        flow.decode(wrong, context)
+    for name in ("log_likelihood", "encode", "score", "decode"):
+        with pytest.raises(DataError, match="context: expected finite"):
+            getattr(flow, name)(x, odd)
+    with pytest.raises(DataError, match="x: expected one datum or more"):
+        flow.initialise(x[:0])
+    assert not flow.initialised
+
+
+@FAMILIES
+def test_contexts_that_are_not_one_row_a_datum_are_named(family: Class) -> None:
+    flow, x = make(family, context_dim=3), uniform(4, 2)
+    labels = torch.tensor([0, 1, 2, 0])
+    for wrong in (labels[:3], labels[:, None], uniform(5, 3)):
+        for name in ("log_likelihood", "encode", "score", "decode"):
+            with pytest.raises(ShapeError, match="context:"):
+                getattr(flow, name)(x, wrong)
+    with pytest.raises(ShapeError, match="context:"):
+        flow.sample(4, labels[:3])
+
+
+# -- parts of other programs -------------------------------------------------------------
+
+
+class Encoded(PyroModule):
+    """A flow whose context is an image, read by a network that is learnt with it."""
+
+    def __init__(self, family: Class) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+        self.flow = family((2,), num_layers=2, hidden=(8,), context_dim=4)
+
+    def forward(self, x: Tensor, images: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", self.flow.distribution(self.read(images)), obs=x)
+
+    def read(self, images: Tensor) -> Tensor:
+        """Features of images."""
+        return self.linear(images.flatten(1)).tanh()
+
+
+@families("maf", "spline-coupling")
+def test_a_context_may_be_an_image_that_a_network_reads(family: Class) -> None:
+    images = uniform(256, 1, 4, 4).float()
+    x = images.flatten(1)[:, :2] * 4 + 0.1 * uniform(256, 2).float()
+    with forked_rng(0):
+        pair = Encoded(family)
+    pair.flow.initialise(x)
+    options: dict[str, Any] = {"batch_size": 64, "learning_rate": 2e-2, "device": "cpu", "progress": False}
+    before = pair.linear.weight.clone()
+    with pyro.get_param_store().scope():
+        ppgen.fit(pair, (x, images), epochs=25, **options)
+    assert not torch.equal(before, pair.linear.weight)
+    with torch.no_grad():
+        given = pair.flow.log_likelihood(x, pair.read(images)).value
+        mixed = pair.flow.log_likelihood(x, pair.read(images.flip(0))).value
+    # No density without the image does better than this normal by much: the margins are nearly uniform.
+    normal = 0.5 * float(torch.logdet(2 * math.pi * math.e * torch.cov(x.T)))
+    assert float(given.mean()) > 0.5 - normal
+    assert float(mixed.mean()) < -normal
 
 
 # -- families ----------------------------------------------------------------------------

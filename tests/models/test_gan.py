@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ppgen.contract import HasDecoder, HasInitialiser, HasLogLikelihood
 from ppgen.datasets.values import REAL, grid
 from ppgen.distributions.implicit import Implicit
-from ppgen.errors import CapabilityError, ConfigError, ShapeError
+from ppgen.errors import CapabilityError, ConfigError, DataError, ShapeError
 from ppgen.inference.objectives.adversarial import Loss
 from ppgen.models.gan import FAMILY, GAN
 from ppgen.ops.random import forked_rng
@@ -193,7 +193,7 @@ def test_the_networks_take_more_leading_dimensions(architecture: Any) -> None:
     with forked_rng(0):
         z = torch.randn(3, 2, 4)
     labels = torch.tensor([0, 1])
-    x = gan.decode(z, labels)
+    x = gan.generator(z, labels)
     assert x.shape == (3, 2, 1, 5, 7)
     torch.testing.assert_close(x[1], gan.decode(z[1], labels))
     torch.testing.assert_close(gan.critic(x, labels)[1], gan.critic(x[1], labels))
@@ -294,6 +294,8 @@ def test_inputs_that_do_not_fit() -> None:
         gan.decode(torch.zeros(2, 4), torch.zeros(2).long())
     with pytest.raises(ShapeError, match="x: GAN expects"):
         gan.initialise(torch.zeros(2, 4))
+    with pytest.raises(DataError, match="x: "):
+        gan.initialise(torch.full((2, 3), torch.nan))
 
 
 # -- the registered family -------------------------------------------------------------------------

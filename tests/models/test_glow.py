@@ -107,6 +107,13 @@ def test_the_start_looks_at_the_data() -> None:
     assert flow.log_likelihood(x).value.mean() > before + 10
     z = flow.encode(x)
     assert bool((z.mean(0).abs() < 0.5).all())
+    narrow = make(spread=0.0).float()
+    narrow.initialise(x)  # in another dtype
+    torch.testing.assert_close(narrow.encode(x), z.float(), rtol=1e-3, atol=1e-3)
+    with pytest.raises(DataError, match="x: expected finite"):
+        flow.initialise(x.where(x < x.max(), math.nan))
+    with pytest.raises(ShapeError, match="context:"):
+        make(context_dim=3).initialise(x, torch.tensor([0, 1]))
     first = flow.encode(x[:5]).clone()
     copy = make(spread=0.3)
     copy.load_state_dict(flow.state_dict())
@@ -136,7 +143,7 @@ def test_temperature_shrinks_the_noise() -> None:
     torch.testing.assert_close(half, 0.5 * flow.encode(flow.sample_tempered(5, temperature=1.0, seed=3)))
     conditional = make((1, 2, 2), context_dim=3)
     assert conditional.sample_tempered(2, context=torch.tensor([0, 1]), seed=0).shape == (2, 1, 2, 2)
-    for options in ({"temperature": -1.0}, {"temperature": math.nan}, {"num": 0}):
+    for options in ({"temperature": -1.0}, {"temperature": math.nan}, {"num": 0}, {"num": 1.5}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             flow.sample_tempered(**options)
 
@@ -148,6 +155,7 @@ def test_what_makes_no_glow_is_named() -> None:
         ((1, 28, 28), {"num_levels": 3}, ConfigError, "multiple of 8"),
         ((1, 8, 8), {"num_levels": 0}, ConfigError, "num_levels"),
         ((1, 8, 8), {"num_steps": 0}, ConfigError, "num_steps"),
+        ((1, 8, 8), {"num_steps": 1.5}, ConfigError, "num_steps"),
         ((1, 8, 8), {"hidden_channels": 0}, ConfigError, "hidden_channels"),
         ((1, 8, 8), {"dropout": 1.0}, ConfigError, "dropout"),
         ((1, 8, 8), {"coupling": "cubic"}, ConfigError, "coupling"),

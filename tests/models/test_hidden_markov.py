@@ -408,6 +408,74 @@ class Laplace(Emission):
         return torch.distributions.Laplace(self.locs[states], 1.0).sample()
 
 
+def test_a_conditional_chain_is_the_plain_one_with_shifted_tables() -> None:
+    with forked_rng(0):
+        model = HiddenMarkov((5,), num_states=3, emission="categorical", levels=3, context_dim=2).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.6 * torch.randn_like(parameter))
+        x = model.sample(4, torch.tensor([0, 1, 1, 0]))
+    x[1, 3:], x[2, 1] = torch.nan, torch.nan
+    y = torch.tensor([0, 1, 1, 0])
+    found = model.log_likelihood(x, y).value
+    gradient = torch.autograd.grad(found.sum(), model.transition_shift)[0]
+    for label in (0, 1):
+        plain = hmm("categorical", event_shape=(5,))
+        with torch.no_grad():
+            plain.initial_logits.copy_(model.initial_logits + model.initial_shift[label])
+            plain.transition_logits.copy_(model.transition_logits + model.transition_shift[label])
+            plain.emission.load_state_dict(model.emission.state_dict())
+        mine = y == label
+        alone = plain.log_likelihood(x[mine]).value
+        torch.testing.assert_close(found[mine], alone)
+        torch.testing.assert_close(
+            gradient[label], torch.autograd.grad(alone.sum(), plain.transition_logits)[0]
+        )
+        torch.testing.assert_close(model.smooth(x, y)[mine], plain.smooth(x[mine]))
+        torch.testing.assert_close(model.filter(x, y)[mine], plain.filter(x[mine]))
+        for a, b in zip(model.viterbi(x, y), plain.viterbi(x[mine]), strict=True):
+            torch.testing.assert_close(a[mine], b)
+    assert torch.equal(model.viterbi(x, y[1:2])[0], model.viterbi(x, torch.ones(4).long())[0])
+    with pytest.raises(ShapeError, match="one row for each of 4 data"):
+        model.smooth(x, y[:3])
+    with pytest.raises(DataError, match="context: expected finite numbers"):
+        model.smooth(x, torch.full((4, 2), torch.nan))
+
+
+class Exponential(Emission):
+    """A user's emission with an M-step."""
+
+    def __init__(self, num_states: int, num_dims: int) -> None:
+        super().__init__(num_states, num_dims)
+        self.values = datasets.Values("real", missing=True)
+        self.log_rates = torch.nn.Parameter(torch.linspace(-1, 1, num_states)[:, None].repeat(1, num_dims))
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        each = self.log_rates - self.log_rates.exp() * rows.nan_to_num(0.0)[:, None]
+        return each.masked_fill(rows.isnan()[:, None], 0.0).sum(-1)
+
+    def sample(self, states: Tensor) -> Tensor:
+        return torch.distributions.Exponential(self.log_rates[states].exp()).sample()
+
+    def maximise(self, rows: Tensor, weights: Tensor) -> tuple[str, ...]:
+        known = (~rows.isnan()).to(rows.dtype)
+        self.log_rates.copy_((weights.T @ known).log() - (weights.T @ rows.nan_to_num(0.0)).log())
+        return ()
+
+
+def test_an_emission_of_the_users_own_takes_part_in_em() -> None:
+    with forked_rng(0):
+        model = HiddenMarkov((12, 2), num_states=2, emission=Exponential(2, 2))
+        x = with_holes(HiddenMarkov((12, 2), num_states=2, emission=Exponential(2, 2)).sample(60))
+    data = datasets.from_arrays(x, missing=True).train
+    result = ppgen.fit(model, data, epochs=15, device="cpu", progress=False)
+    heights = [-(row["loss"] or 0.0) for row in result.history]
+    penalties = [row["penalty"] or 0.0 for row in result.history]
+    heights = [height - penalty for height, penalty in zip(heights, penalties, strict=True)]
+    assert all(b >= a - 1e-5 for a, b in itertools.pairwise(heights)), heights
+    assert heights[-1] > heights[0]
+
+
 def test_an_emission_of_the_users_own() -> None:
     with forked_rng(0):
         model = HiddenMarkov((5, 2), num_states=2, emission=Laplace(2, 2))
@@ -449,6 +517,14 @@ def test_bad_input() -> None:
         HiddenMarkov((3,), emission="cauchy")
     with pytest.raises(ConfigError, match="smoothing"):
         HiddenMarkov((3,), smoothing=-1.0)
+    with pytest.raises(ConfigError, match=r"num_states: expected a positive integer, got 2\.5"):
+        HiddenMarkov((3,), num_states=2.5)
+    with pytest.raises(ConfigError, match="event_shape"):
+        HiddenMarkov(())
+    with pytest.raises(ConfigError, match="levels: categorical emissions have them, got 3 beside 'gaussian'"):
+        HiddenMarkov((3,), levels=3)
+    with pytest.raises(ConfigError, match="covariance: Gaussian emissions have one"):
+        HiddenMarkov((3,), emission="bernoulli", covariance="full")
     model = hmm("categorical")
     x = model.sample(4, seed=0)
     for call in (model.log_likelihood, model.smooth, model.viterbi, model.em_step):
@@ -460,8 +536,11 @@ def test_bad_input() -> None:
         model.smooth(x / 0)
     with pytest.raises(ConfigError, match="num: expected"):
         model.posterior_paths(x, 0)
-    with pytest.raises(ConfigError, match="num_steps: expected"):
-        model.predict(x, 0)
+    for wrong in (0, 2.5):
+        with pytest.raises(ConfigError, match="num_steps: expected"):
+            model.predict(x, wrong)
+    for call in (model.smooth, model.filter):
+        assert torch.equal(call(x > 2), call(x.new_zeros(x.shape)))  # any type that holds the values
     with pytest.raises(ConfigError, match="initial: expected probabilities"):
         model.set_chain(torch.tensor([0.5, 0.2, 0.2]), torch.eye(3))
     with pytest.raises(ShapeError, match=r"transitions: expected shape \(3, 3\)"):
@@ -481,11 +560,16 @@ def test_impossible_evidence() -> None:
     before = model.transition_logits.detach().clone()
     assert float(model.em_step(x).log_likelihood) == -math.inf
     assert torch.equal(model.transition_logits, before)
-    for call in (model.smooth, model.filter, model.viterbi):
+    for call in (
+        model.smooth,
+        model.filter,
+        model.viterbi,
+        model.posterior_paths,
+        lambda x: model.predict(x, 2),
+        lambda x: model.condition(x, torch.tensor(True)),
+    ):
         with pytest.raises(DataError, match="sequence 1 has probability 0"):
             call(x)
-    with pytest.raises(DataError, match="sequence 1 has no possible path"):
-        model.posterior_paths(x)
     assert model.smooth(x[:1])[0].argmax(-1).tolist() == [0, 0, 0, 0]
 
 

@@ -18,7 +18,7 @@ from ppgen.distributions.flow_layers import Inverted
 from ppgen.models.iaf import IAF
 from ppgen.nn.masked import AutoregressiveMLP
 from ppgen.ops.random import forked_rng
-from ppgen.testing.statistics import assert_mean
+from ppgen.testing.statistics import assert_mean, critical_z
 
 # A posterior that no mean-field normal fits: z ~ N(0, I), and its sum and product are seen with noise.
 SEEN, NOISE = (0.8, 1.0), 0.4
@@ -109,6 +109,52 @@ def test_svi_finds_a_bent_posterior(transformed: bool) -> None:
     assert gap < 0.1 * (losses[0] + log_evidence())
     with pytest.raises(AssertionError):  # twin: a density that forgets the layers
         assert_mean((log_joint(z) - prior().log_prob(z)).exp(), math.exp(log_evidence()))
+
+
+# An autoencoder's story: z ~ N(0, I), x = w z + noise. Its posterior has correlated coordinates.
+WEIGHTS, SPREAD = torch.tensor([[1.0], [0.9]]), 0.5
+
+
+def decoder(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ WEIGHTS, SPREAD).to_event(1), obs=x)
+
+
+class Amortised(PyroModule):
+    """A guide for every datum at once: what an encoder makes of it is the flow's context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(1, 8), nn.Tanh())
+        self.flow = IAF((2,), num_layers=2, hidden=(16,), context_dim=8)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z, log_q = self.flow.distribution(self.encoder(x)).rsample_with_log_prob()
+            pyro.sample("z", dist.Delta(z, log_density=log_q, event_dim=1))
+
+
+def test_as_an_encoder_s_posterior_it_beats_every_posterior_of_independent_coordinates() -> None:
+    evidence = dist.Normal(torch.zeros(1), (WEIGHTS.square().sum() + SPREAD**2).sqrt()).to_event(1)
+    precision = torch.eye(2) + WEIGHTS @ WEIGHTS.T / SPREAD**2
+    independent = 0.5 * float(precision.diagonal().log().sum() - precision.logdet())  # what those lose
+    with forked_rng(0), pyro.get_param_store().scope():
+        guide = Amortised()
+        svi = SVI(decoder, guide, PyroOptim(torch.optim.Adam, {"lr": 2e-2}), Trace_ELBO())
+        for _ in range(150):
+            svi.step(evidence.sample((64,)))
+        x = evidence.sample((4000,))
+        with torch.no_grad():
+            guessed = pyro.poutine.trace(guide).get_trace(x)
+            story = pyro.poutine.trace(pyro.poutine.replay(decoder, guessed)).get_trace(x)
+            guessed.compute_log_prob()
+            story.compute_log_prob()
+            bound = sum(story.nodes[site]["log_prob"] for site in ("z", "x")) - guessed.nodes["z"]["log_prob"]
+            lost = evidence.log_prob(x) - bound
+    std_error = float(lost.std()) / math.sqrt(len(lost))
+    assert float(lost.mean()) > -critical_z() * std_error  # a bound
+    assert float(lost.mean()) + critical_z() * std_error < 0.5 * independent
 
 
 def test_draws_cost_no_sequential_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,13 +189,16 @@ def test_fit_ends_at_the_maximum() -> None:
     model = LinearChainCRF((T,), num_labels=K, num_features=F, penalty=0.5).double()
     result = ppgen.fit(model, (labels, f), progress=False, device="cpu")
     assert result.ok
+    assert result.stopped == "finished"
+    assert result.epochs < 100  # of 200: it ends where nothing is left to gain
     loss = PenalisedLikelihood().loss(model.model, model.guide, labels, f)
     for gradient in torch.autograd.grad(loss, list(model.parameters())):
         assert float(gradient.abs().max()) < 1e-4
-    assert float(loss) < float(PenalisedLikelihood().loss(truth.model, truth.guide, labels, f))
+    with torch.no_grad():
+        assert float(loss) < float(PenalisedLikelihood().loss(truth.model, truth.guide, labels, f))
     shrunk = LinearChainCRF((T,), num_labels=K, num_features=F, penalty=50.0).double()
     ppgen.fit(shrunk, (labels, f), progress=False, device="cpu", epochs=30)
-    assert float(shrunk.log_prior()) / 50 > float(model.log_prior()) / 0.5
+    assert float(shrunk.log_prior().detach()) / 50 > float(model.log_prior().detach()) / 0.5
 
 
 def noisy_digits(split: Split) -> tuple[Tensor, Tensor]:
@@ -224,6 +227,22 @@ def test_digits_are_segmented_from_noise() -> None:
     assert bits["chain"] < bits["independent"]
 
 
+def test_a_tagger_of_ragged_sequences() -> None:
+    """Labels and features of each sequence's own length go in as two lists."""
+    with forked_rng(1):
+        seen = [torch.randn(3 + n % 6, 2) for n in range(80)]
+    tags = [(each[:, 0] > 0).long() for each in seen]
+    data = datasets.sequences(tags, seen, levels=2, validation=10, test=20)
+    model = LinearChainCRF(data.event_shape, num_labels=2, num_features=2, on_grid=True, penalty=0.1)
+    ppgen.fit(model, data.train, validation=data.validation, progress=False, device="cpu")
+    assert data.test.y is not None
+    path, _ = model.viterbi(data.test.y)
+    there = path >= 0
+    assert torch.equal(there, ~data.test.x.isnan())
+    assert float((path[there] == data.test.x[there]).float().mean()) > 0.9
+    assert torch.equal(model.marginals(data.test.y).sum(-1) > 0.5, there)
+
+
 def test_bad_input() -> None:
     for name, options in (
         ("num_labels", {"num_labels": 1, "num_features": 2}),
@@ -244,12 +263,15 @@ def test_bad_input() -> None:
         model.viterbi(torch.full((3, T), F))
     with pytest.raises(DataError, match="level numbers 0 to 2"):
         model.log_likelihood(labels + 1, f)
-    with pytest.raises(ShapeError, match="each of 3 sequences"):
+    with pytest.raises(ShapeError, match="for each of 3"):
         model.log_likelihood(labels, f[:2])
     gap = f.clone()
     gap[1, 1] = math.nan
     with pytest.raises(DataError, match="sequence 1 are NaN at step 1"):
         model.marginals(gap)
+    gap[1, 1] = math.inf
+    with pytest.raises(DataError, match="sequence 1 are infinite at step 1"):
+        model.viterbi(gap)
     ended = f.clone()
     ended[2, 3:] = math.nan
     with pytest.raises(DataError, match="sequence 2 has labels after step 3"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def labelled(num: int = 200) -> tuple[Tensor, Tensor]:
 
 def fitted(x: Tensor, y: Tensor | None, **options: Any) -> NaiveBayes:
     model = NaiveBayes(tuple(x.shape[1:]), **options).to(x.dtype)
-    ppgen.fit(model, x if y is None else (x, y), progress=False, device="cpu", epochs=2)
+    ppgen.fit(model, x if y is None else (x, y), progress=False, device="cpu")
     return model
 
 
@@ -69,6 +70,7 @@ def test_labelled_fits_are_those_of_scikit_learn(which: int) -> None:
     theirs = torch.tensor(peer.predict_joint_log_proba(columns.numpy()))
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model.classify(columns).detach(), theirs.softmax(-1), rtol=1e-6, atol=1e-6)
+    assert model.predict(columns).tolist() == peer.predict(columns.numpy()).tolist()
 
 
 def test_mixed_columns_are_the_product_of_their_kinds() -> None:
@@ -173,6 +175,23 @@ def test_labelled_fits_are_stationary_and_done_in_one_step() -> None:
         torch.testing.assert_close(new, old)
 
 
+def test_labelled_fits_end_by_themselves(tmp_path: Path) -> None:
+    """After the step that changes nothing: the first on the data of the start, the second on others."""
+    x, y = labelled()
+    model = NaiveBayes((4,), num_classes=3, columns=(*TABLE, 0)).double()
+    for rows, expected in ((200, 1), (150, 2)):
+        result = ppgen.fit(model, (x[:rows], y[:rows]), progress=False, device="cpu")
+        assert (result.stopped, result.epochs) == ("finished", expected)
+        mean = model.log_likelihood(x[:rows], y[:rows]).value.mean()
+        assert result.history[-1]["loss"] == pytest.approx(-float(mean.detach()))
+    for _ in range(2):  # the second run finds the first one's end
+        again = NaiveBayes((4,), num_classes=3, columns=(*TABLE, 0)).double()
+        assert ppgen.fit(again, (x, y), progress=False, device="cpu", checkpoint=tmp_path).epochs == 1
+    some = y.clone()
+    some[30:] = -1
+    assert ppgen.fit(model, (x, some), progress=False, device="cpu", epochs=5).epochs == 5
+
+
 @pytest.mark.parametrize("known", [0, 30])
 def test_em_never_lowers_the_likelihood(known: int) -> None:
     x, y = labelled()
@@ -254,14 +273,16 @@ def test_bad_input() -> None:
         model.initialise(x, torch.tensor([0, 2]))
     with pytest.raises(ShapeError, match="labels"):
         model.log_likelihood(x, torch.tensor([0.0, 1.0]))
+    with pytest.raises(ShapeError, match=r"got 1; one label for all data is torch\.tensor\(\[label\]\)"):
+        model.sample(2, 1)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="2 data"):
-        model.log_likelihood(x, torch.tensor([0]))
+        model.log_likelihood(x, torch.tensor([0, 1, 1]))
     with pytest.raises(DataError, match="column 0"):
         model.classify(x + 1)
     with pytest.raises(DataError, match="labels, or neither"):
         ppgen.fit(model, (x, torch.tensor([0, 1])), validation=x, progress=False, device="cpu")
     with pytest.raises(CapabilityError):
-        ppgen.models.BernoulliMixture((2,)).log_likelihood(x, torch.tensor([0, 1]))
+        ppgen.models.BernoulliMixture((2,)).log_likelihood(x * 0, torch.tensor([0, 1]))
 
 
 def test_a_class_without_data_is_told() -> None:

@@ -154,6 +154,7 @@ def test_beyond_the_tails_it_is_a_standardised_normal(layout: Layout) -> None:
     [
         {"layout": "diagonal"},
         {"num_spline_bins": 1},
+        {"num_spline_bins": 8.5},
         {"num_spline_bins": 501},
         {"tail_bound": 0.0},
         {"tail_bound": float("inf")},
@@ -183,6 +184,7 @@ def test_layouts_that_are_no_registered_example_keep_the_contract(example: Any, 
     [
         ("coupling", "two-moons", 4.0, 16),
         ("coupling", "eight-gaussians", 4.0, 16),
+        ("coupling", "pinwheel", 5.0, 16),
         ("autoregressive", "two-moons", 4.0, 16),
         ("autoregressive", "eight-gaussians", 4.0, 16),
         # Their tails reach 14 and 24 standard deviations.

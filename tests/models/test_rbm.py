@@ -18,7 +18,7 @@ from ppgen import metrics
 from ppgen.contract import Kind
 from ppgen.datasets.split import Split
 from ppgen.datasets.values import BINARY, REAL
-from ppgen.errors import CapabilityError, ConfigError, SamplingWarning, ShapeError
+from ppgen.errors import CapabilityError, ConfigError, DataError, SamplingWarning, ShapeError
 from ppgen.inference.annealing.walk import anneal
 from ppgen.inference.objectives.elbo import ELBO, SiteRecorder
 from ppgen.inference.partition import PartitionEstimate
@@ -352,6 +352,9 @@ def test_calls_are_checked() -> None:
         rbm.decode(torch.zeros(1, 4))
     with pytest.raises(ShapeError, match="expects shape"):
         rbm.gibbs(torch.zeros(1, 4))
+    for asked in (rbm.gibbs, rbm.pseudo_log_likelihood, rbm.initialise):
+        with pytest.raises(DataError, match="x: "):
+            asked(x + 0.5)
     with pytest.raises(CapabilityError, match="context"):
         rbm.log_likelihood(x, torch.zeros(1, 1))
 

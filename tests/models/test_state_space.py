@@ -59,7 +59,7 @@ def joint(model: LinearGaussianStateSpace) -> tuple[Tensor, Tensor]:
     mean_z_all = torch.cat(mean_z)
     mean_x = loading @ mean_z_all + c.offset.repeat(steps)
     cross = covariance @ loading.T
-    noise = torch.diag(c.noise.repeat(steps))
+    noise = torch.diag(c.noise_scale.square().repeat(steps))
     top = torch.cat([covariance, cross], 1)
     bottom = torch.cat([cross.T, loading @ cross + noise], 1)
     return torch.cat([mean_z_all, mean_x]).detach(), torch.cat([top, bottom]).detach()
@@ -172,6 +172,23 @@ def test_samples_and_predictions() -> None:
         assert_moments(ahead.flip(1), mean[num_z:], covariance[num_z:, num_z:])
 
 
+def test_forecasts_are_moments_of_the_joint_gaussian() -> None:
+    model = system()
+    x = model.sample(3, seed=0)
+    x[0, 2:], x[1, 2:], x[1, 0] = torch.nan, torch.nan, torch.nan
+    means, covariances = model.forecast(x, 2)
+    for n in (0, 1):
+        _, mean, covariance = given(model, x[n])
+        ahead = slice(-2 * DIM, None)
+        torch.testing.assert_close(means[n].flatten(), mean[ahead])
+        for s, block in ((0, slice(-2 * DIM, -DIM)), (1, slice(-DIM, None))):
+            torch.testing.assert_close(covariances[n, s], covariance[block, block])
+    longer = system((STEPS + 2, DIM))
+    whole = torch.nn.functional.pad(x[2:], (0, 0, 0, 2), value=torch.nan)
+    torch.testing.assert_close(means[2].flatten(), given(longer, whole[0])[1][-2 * DIM :])
+    assert model.float().forecast(x, 2)[1].dtype == torch.float32
+
+
 @pytest.mark.parametrize("holes", [False, True], ids=["complete", "missing"])
 def test_em_climbs_above_the_truth(holes: bool) -> None:
     truth = system((6, 3), 2)
@@ -221,6 +238,28 @@ def test_long_sequences_in_float32_stay_near_float64() -> None:
     assert bool(((rough - exact).abs() < 1e-4 * exact.abs()).all())
 
 
+def test_the_scale_of_the_data_is_no_matter() -> None:
+    x = system((20, 2), 2).sample(40, seed=3).float()
+    found = []
+    for scale in (1.0, 1e20):
+        with forked_rng(0):
+            model = LinearGaussianStateSpace((20, 2), latent_dim=2)
+        ppgen.fit(model, scale * x, epochs=5, device="cpu", progress=False)
+        found.append(model.log_likelihood(scale * x).value.detach())
+    assert found[1].dtype == torch.float32
+    torch.testing.assert_close(found[1] + 40 * math.log(1e20), found[0], rtol=1e-3, atol=1e-2)
+
+
+def test_what_float64_cannot_hold_is_named() -> None:
+    model = system()
+    x = 1e200 * model.sample(3, seed=0)
+    for asked in (model.log_likelihood, model.smooth, model.posterior_paths):
+        with pytest.raises(DataError, match=r"3 of 3 sequences have no finite density.*rescale"):
+            asked(x)
+    with pytest.raises(ppgen.errors.PpgenError):
+        ppgen.fit(system(), x, epochs=2, device="cpu", progress=False)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="latent_dim"):
         LinearGaussianStateSpace((3, 2), latent_dim=0)
@@ -234,7 +273,11 @@ def test_bad_input() -> None:
         model.log_likelihood(x / 0)
     with pytest.raises(DataError, match="nothing is observed"):
         model.initialise(x * torch.nan)
-    with pytest.raises(ConfigError, match="num_steps"):
-        model.predict(x, 0)
+    for wrong in (0, 1.5):
+        with pytest.raises(ConfigError, match="num_steps"):
+            model.predict(x, wrong)
+    with pytest.raises(ConfigError, match="event_shape"):
+        LinearGaussianStateSpace(())
+    assert model.smooth(x.float())[0].dtype == torch.float64
     with pytest.raises(ConfigError, match="num:"):
         model.posterior_paths(x, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.nn.causal_conv import GatedPixelStack, MaskedConv2d, PixelNetwork
-from ppgen.nn.pixel_lstm import PixelLSTM, skew, unskew
+from ppgen.nn.pixel_lstm import PixelLSTM, _DiagonalCache, _RowCache, skew, unskew
 from ppgen.ops.random import forked_rng
 
 SIZE = 4
@@ -60,6 +61,24 @@ def test_there_is_no_blind_spot(name: str) -> None:
     assert torch.equal(influence(perturbed(MAKERS[name])), strictly_earlier(SIZE**2))
 
 
+@pytest.mark.parametrize(("kernel_size", "num_layers"), [(3, 1), (3, 3), (5, 2)])
+def test_a_pixel_of_a_large_image_sees_a_window_of_its_reach(kernel_size: int, num_layers: int) -> None:
+    network = perturbed(
+        lambda: GatedPixelStack(
+            2, num_channels=3, num_layers=num_layers, kernel_size=kernel_size, first_kernel_size=3
+        )
+    )
+    assert isinstance(network, GatedPixelStack)
+    size, far = 9, network.reach
+    assert far == 1 + (num_layers - 1) * (kernel_size // 2)
+    seen = influence(network, size, size).view(size, size, size, size)
+    i, j = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    for row, column in ((8, 4), (5, 8), (6, 0), (2, 3)):
+        above = (i < row) & (i >= row - far - 1) & ((j - column).abs() <= far)
+        left = (i == row) & (j < column) & (j >= column - far)
+        assert torch.equal(seen[row, column], above | left)
+
+
 def test_diagonal_states_see_everything_before_on_larger_images_than_the_first_window() -> None:
     network = perturbed(lambda: PixelLSTM(2, layout="diagonal", num_channels=2, num_layers=1))
     assert torch.equal(influence(network, 6, 9), strictly_earlier(54))
@@ -100,34 +119,66 @@ def _echo(features: Tensor) -> Tensor:
     return torch.stack([features.sum(-1), features.square().sum(-1)], -1).sigmoid()
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (1, 6), (6, 1), (3, 7)], ids=str)
-@pytest.mark.parametrize("kernel_size", [3, 5])
-@pytest.mark.parametrize("context_dim", [0, 3])
-def test_cached_activations_are_those_of_the_whole_network(
-    shape: tuple[int, int], kernel_size: int, context_dim: int
-) -> None:
-    network = perturbed(
-        lambda: GatedPixelStack(
-            2, num_channels=4, num_layers=3, kernel_size=kernel_size, context_dim=context_dim
-        )
-    )
-    context = torch.tensor([0, 2, 1]) if context_dim else None
-    start = torch.zeros(3, 2, *shape, dtype=torch.float64)
-    seen: dict[tuple[int, int], Tensor] = {}
+CACHED: dict[str, Callable[[int], PixelNetwork]] = {
+    "gated": lambda dim: GatedPixelStack(2, num_channels=4, num_layers=3, context_dim=dim),
+    "gated, wide kernel": lambda dim: GatedPixelStack(
+        2, num_channels=4, num_layers=3, kernel_size=5, context_dim=dim
+    ),
+    "row LSTM": lambda dim: PixelLSTM(2, layout="row", num_channels=3, num_layers=2, context_dim=dim),
+    "row LSTM, wide kernel": lambda dim: PixelLSTM(
+        2, layout="row", num_channels=3, num_layers=2, kernel_size=5, context_dim=dim
+    ),
+    "diagonal BiLSTM": lambda dim: PixelLSTM(
+        2, layout="diagonal", num_channels=3, num_layers=2, context_dim=dim
+    ),
+}
+
+
+def seen_while_drawing(network: PixelNetwork, start: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Images drawn by :func:`_echo`, and the features ``(N, F, H, W)`` that it was given."""
+    seen = []
 
     def step(i: int, j: int, features: Tensor) -> Tensor:
-        seen[i, j] = features.clone()
+        seen.append(features.clone())
         return _echo(features)
 
     x = network.unroll(start, step, context)
+    return x, torch.stack(seen, -1).unflatten(-1, start.shape[2:])
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (1, 6), (6, 1), (3, 7)], ids=str)
+@pytest.mark.parametrize("make", CACHED.values(), ids=CACHED)
+@pytest.mark.parametrize("context_dim", [0, 3])
+def test_cached_activations_are_those_of_the_whole_network(
+    shape: tuple[int, int], make: Callable[[int], PixelNetwork], context_dim: int
+) -> None:
+    network = perturbed(lambda: make(context_dim))
+    assert type(network).unroll is not PixelNetwork.unroll
+    context = torch.tensor([0, 2, 1]) if context_dim else None
+    start = torch.zeros(3, 2, *shape, dtype=torch.float64)
+    x, seen = seen_while_drawing(network, start, context)
     with torch.no_grad():
         whole = network(x, context)
-    stacked = torch.stack(
-        [torch.stack([seen[i, j] for j in range(shape[1])], -1) for i in range(shape[0])], -2
-    )
-    torch.testing.assert_close(stacked, whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(seen, whole, rtol=1e-10, atol=1e-10)
     again = PixelNetwork.unroll(network, start, lambda i, j, features: _echo(features), context)
     torch.testing.assert_close(x, again, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["row LSTM", "diagonal BiLSTM"])
+def test_a_state_of_the_wrong_row_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin: the states that a row is given are those of the row above moved by one column."""
+    network = perturbed(lambda: CACHED[name](0))
+    cache = _RowCache if name == "row LSTM" else _DiagonalCache
+    plain = cache.begin_row
+
+    def moved(self: Any) -> None:
+        self.h = self.h.roll(1, 0)
+        plain(self)
+
+    monkeypatch.setattr(cache, "begin_row", moved)
+    x, seen = seen_while_drawing(network, torch.zeros(1, 2, 4, 4, dtype=torch.float64), None)
+    with torch.no_grad():
+        assert float((seen - network(x)).abs().max()) > 1e-4
 
 
 def test_skewing_moves_rows_and_back() -> None:

@@ -4,6 +4,7 @@ import io
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ppgen.errors import ConfigError, DataError, ShapeError
 from ppgen.ops.random import forked_rng
 from ppgen.plots.canvas import DARK, LIGHT, to_png
 from ppgen.plots.curves import curves, loss_series
-from ppgen.plots.images import image_grid, is_image, tile
+from ppgen.plots.images import image_grid, image_rows, is_image, tile
 from ppgen.plots.scatter import principal_plane, scatter_pair
 
 
@@ -32,6 +33,29 @@ def test_tiles_stand_where_they_should_with_clear_gaps() -> None:
 def test_tiles_keep_colour_and_clip() -> None:
     image = torch.tensor([2.0, -1.0, 0.5])[None, :, None, None].expand(1, 3, 4, 4)
     assert tile(image)[0, 0].tolist() == [1.0, 0.0, 0.5, 1.0]
+
+
+def test_rows_of_images_stand_below_each_other_with_their_names() -> None:
+    dark, light = torch.zeros(4, 1, 8, 8), torch.ones(8, 3, 8, 8)
+    figure = image_rows({"dark": dark, "light": light}, columns=4)
+    above, below = figure.axes
+    assert [axes.get_ylabel() for axes in figure.axes] == ["dark", "light"]
+    assert above.images[0].get_size() == (8, 35)
+    assert below.images[0].get_size() == (17, 35)
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert boxes[0].y0 > boxes[1].y1
+    for box, lines in zip(boxes, (8, 17), strict=True):
+        assert box.height / box.width == pytest.approx(lines / 35)
+    assert image_rows({"one": light}).axes[0].images[0].get_size() == (8, 71)
+    with pytest.raises(ConfigError, match="rows"):
+        image_rows({})
+    with pytest.raises(ShapeError, match="N > 0"):
+        image_rows({"none": dark[:0]})
+
+
+def test_notebooks_show_figures_without_pyplot() -> None:
+    figure: Any = image_grid(torch.zeros(1, 1, 8, 8))
+    assert figure._repr_png_() == to_png(figure, dpi=100)
 
 
 def test_bad_images_are_refused() -> None:

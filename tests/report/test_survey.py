@@ -19,9 +19,17 @@ from ppgen.inference.checkpoint import load_model
 from ppgen.inference.run import Run
 from ppgen.inference.svi import fit
 from ppgen.models.family import Family
+from ppgen.report import plan
 from ppgen.report.survey import SurveyResult, survey
 from ppgen.report.table import Row, read_table
 from tests.report.stubs import Implicit, Normal, PageChecker, Unnormalised, broken, family, images, points
+
+
+class Given(Normal):
+    """A density given a context, which it asks for and does not use."""
+
+    context_dim = 2
+
 
 FAMILIES = [
     family("plain"),
@@ -55,6 +63,27 @@ def test_rows_say_what_they_are(done: SurveyResult) -> None:
     assert rows["nameless"].notes["bits_per_dim"] == "none (implicit)"
     assert rows["energy"].values == "binary"
     assert not done.ok
+
+
+def test_what_is_done_has_no_reason_and_the_rest_have_one(done: SurveyResult) -> None:
+    rows = by_name(done)
+    assert {name: row.reason is None for name, row in rows.items()} == {
+        name: row.status == "done" for name, row in rows.items()
+    }
+
+
+def test_all_leaves_out_what_is_not_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that wants a context is skipped among all, and fails where it is named."""
+    given = family("given", Given)
+    known = {"plain": FAMILIES[0], "given": given}
+    monkeypatch.setattr(plan, "registered_families", lambda: known)
+    options: dict[str, Any] = {"budget": 600.0, "device": "cpu", "num_samples": 40, "progress": False}
+    among = survey(images(), families=["all"], out=tmp_path / "all", **options)
+    assert {n: r.status for n, r in by_name(among).items()} == {"plain": "done", "given": "skipped"}
+    assert among.ok
+    named = by_name(survey(images(), families=["given"], out=tmp_path / "named", **options))
+    assert named["given"].status == "failed"
+    assert "given a context" in str(named["given"].reason)
 
 
 def test_one_failing_family_does_not_stop_the_others(done: SurveyResult) -> None:

@@ -306,6 +306,23 @@ class HeldLatent(Factors):
             return pyro.sample("x", dist.Normal(self.up(z), 0.5).to_event(1), obs=x)
 
 
+class Credulous(Bell):
+    """Takes any data for its own."""
+
+    def check_data(self, x: Tensor, *, values: bool = True) -> Tensor:
+        return x.to(self.log_scale.dtype)
+
+
+class DeafToOneRow(Bell):
+    """Takes one row of context for that of the first datum alone."""
+
+    def context_rows(self, context: Tensor | None, num: int | None) -> Tensor | None:
+        rows = super().context_rows(context, num)
+        if rows is None or rows is context:
+            return rows
+        return torch.cat([rows[:1], torch.ones_like(rows[1:])])
+
+
 @pytest.fixture(autouse=True)
 def _rng() -> Iterator[None]:
     with forked_rng(0):
@@ -351,15 +368,15 @@ DEFECTS: list[tuple[Maker, set[str]]] = [
     (lambda: Narrow((3,)), {"sampling_agrees_with_density"}),
     (lambda: BiasedCoins((3,)), {"sampling_agrees_with_density"}),
     (lambda: WrongForOneClass((3,), context_dim=3), {"sampling_agrees_with_density"}),
-    (lambda: OwnSampler((3,)), {"sampling_agrees_with_model"}),
+    (lambda: OwnSampler((3,)), {"sampling_agrees_with_model", "bad_input"}),
     (lambda: OtherDensity((3,)), {"pair_agrees_with_density", "sampling_agrees_with_density"}),
     (lambda: Announced((3,)), {"legal_under_pyro"}),
-    (lambda: Deaf((3,), context_dim=3), {"context"}),
+    (lambda: Deaf((3,), context_dim=3), {"context", "bad_input"}),
     (
         lambda: DeafDensity((3,), context_dim=3),
-        {"context", "pair_agrees_with_density", "sampling_agrees_with_density"},
+        {"context", "bad_input", "pair_agrees_with_density", "sampling_agrees_with_density"},
     ),
-    (lambda: Seeding((3,)), {"seeds"}),
+    (lambda: Seeding((3,)), {"seeds", "bad_input"}),
     (lambda: Unpicklable((3,)), {"state_round_trip"}),
     (lambda: Shared((3,)), {"instances_stay_apart"}),
     (lambda: Misnamed((3,)), {"shapes"}),
@@ -379,6 +396,8 @@ DEFECTS: list[tuple[Maker, set[str]]] = [
     (lambda: BatchedDensity((3,)), {"batch_of_one", "pair_agrees_with_density"}),
     (lambda: Unsaved((3,)), {"state_round_trip"}),
     (lambda: NotANumber((3,)), {"trains", "state_round_trip"}),
+    (lambda: Credulous((3,)), {"bad_input"}),
+    (lambda: DeafToOneRow((3,), context_dim=3), {"context"}),
     (lambda: HeldLatent((3,)), {"handlers", "batch_of_one", "subsampled_plate"}),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -58,6 +58,7 @@ class Labels:
             ConfigError: not a level, or not a finite number.
         """
         levels, name = self.levels[node], self.names[node]
+        (value,) = plain([value])
         if levels is None:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ConfigError(f"{name}: expected a finite number, got {value!r}")
@@ -84,7 +85,8 @@ class Labels:
         """Rows ``(N, n)``, float64, of a DataFrame with these columns; missing values become NaN.
 
         Raises:
-            DataError: a column that is not there, or a value that is no level (named with its row).
+            DataError: a column that is not there, a value that is no level, or no number (named with its
+                row).
         """
         columns = []
         for name, levels in zip(self.names, self.levels, strict=True):
@@ -92,8 +94,7 @@ class Labels:
                 raise DataError(f"frame: has no column {name!r}; {_hint(name, list(frame.columns))}")
             column = frame[name]
             if levels is None:
-                numbers = column.to_numpy(dtype=float, na_value=math.nan)
-                columns.append(torch.from_numpy(numbers.copy()))
+                columns.append(_numbers(column, name))
                 continue
             codes = {level: float(number) for number, level in enumerate(levels)}
             found = []
@@ -107,17 +108,61 @@ class Labels:
         return torch.stack(columns, -1)
 
     def codes_of(self, rows: Any) -> Tensor:
-        """Rows ``(N, n)``, float64, of a DataFrame, or one of a mapping of what is known of it by name."""
-        if not isinstance(rows, Mapping):
+        """Rows ``(N, n)``, float64, of a DataFrame, or one of a mapping of what is known of it by name.
+
+        A pandas Series is such a mapping, in which missing values are unknown.
+
+        Raises:
+            DataError: none of these; for a DataFrame as :meth:`from_frame`.
+            ConfigError: a name or a level that there is not.
+        """
+        if hasattr(rows, "columns"):
             return self.from_frame(rows)
+        if not isinstance(rows, Mapping) and not hasattr(rows, "to_dict"):
+            raise DataError(
+                "rows: expected a tensor, a DataFrame, or a mapping of values by name, got "
+                f"{type(rows).__name__}; numbers of an array go in as torch.as_tensor(rows)"
+            )
         codes = torch.full((1, len(self.names)), math.nan, dtype=torch.float64)
-        for node, value in self.assigned(rows).items():
+        for node, value in self.assigned(rows, "rows").items():
             codes[0, node] = value
         return codes
 
-    def assigned(self, values: Mapping[str, Any]) -> dict[int, float]:
-        """Node numbers and codes of values by name."""
+    def assigned(self, values: Any, argument: str) -> dict[int, float]:
+        """Node numbers and codes of values by name, in a mapping or a pandas Series.
+
+        Raises:
+            ConfigError: neither (``argument`` says of what); a name or a level that there is not.
+        """
+        if hasattr(values, "dropna") and not hasattr(values, "columns"):
+            values = values.dropna().to_dict()
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{argument}: expected a mapping of values by name, such as {{{self.names[0]!r}: ...}}, got "
+                f"{values!r}"
+            )
         return {(node := self.node(name)): self.code(node, value) for name, value in values.items()}
+
+
+def plain(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Values with numbers of numpy, pandas and torch as Python's own, which can be saved."""
+    return tuple(v.item() if hasattr(v, "item") and getattr(v, "ndim", None) == 0 else v for v in values)
+
+
+def _numbers(column: Any, name: Any) -> Tensor:
+    """A pandas column of numbers, float64 (N,), NaN where missing."""
+    import pandas
+
+    found = pandas.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float, na_value=math.nan)
+    numbers = torch.from_numpy(found.copy())
+    wrong = numbers.isinf() | (numbers.isnan() & torch.from_numpy(column.notna().to_numpy().copy()))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0, 0])
+        (value,) = plain([column.iloc[row]])
+        raise DataError(
+            f"frame: {name!r} has {value!r} (row {row}), expected finite numbers; mend it, or leave a gap"
+        )
+    return numbers
 
 
 def _hint(wanted: Any, known: Sequence[Any]) -> str:

@@ -43,7 +43,10 @@ class StepOptions:
 
 
 class Stepper(Protocol):
-    """One training step and the state that it carries from step to step."""
+    """One training step and the state that it carries from step to step.
+
+    A stepper whose attribute ``settled`` is true has nothing left to improve, and ends the run.
+    """
 
     def step(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Improve the model on one batch; figures by name, detached; ``loss`` is among them."""

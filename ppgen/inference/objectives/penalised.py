@@ -9,6 +9,7 @@ where the objective is convex, as for log-linear models.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -18,6 +19,8 @@ from ppgen.contract import Estimate, require
 from ppgen.inference.objectives.base import Objective, Program, StepOptions, Stepper, owner
 
 _EPOCHS = 200
+# A run ends after so many steps in a row that gained no more than rounding takes.
+_IDLE = 3
 
 
 @runtime_checkable
@@ -35,9 +38,9 @@ class PenalisedLikelihood(Objective):
     """Minus the log-likelihood, minus the log prior of the parameters where there is one.
 
     As a Pyro loss it is differentiable. In :func:`ppgen.fit` each step is an iteration of L-BFGS on all data;
-    learning rate, clipping and autocast have no say in it, and steps at the minimum do nothing. Its figures
-    are ``loss``, the mean negative log-likelihood a datum before the step, and ``penalty``, minus the log
-    prior over N.
+    learning rate, clipping and autocast have no say in it, and the run ends at the minimum, where steps gain
+    no more than rounding takes. Its figures are ``loss``, the mean negative log-likelihood a datum before the
+    step, and ``penalty``, minus the log prior over N.
     """
 
     full_batch = True
@@ -85,7 +88,8 @@ class QuasiNewtonStepper:
         self, objective: PenalisedLikelihood, model: Program, guide: Program, parameters: list[nn.Parameter]
     ) -> None:
         self.objective, self.model, self.guide = objective, model, guide
-        rounding = max((torch.finfo(p.dtype).eps for p in parameters), default=0.0)
+        self.rounding = rounding = max((torch.finfo(p.dtype).eps for p in parameters), default=0.0)
+        self.last, self.idle = math.inf, 0
         self.optimizer = torch.optim.LBFGS(
             parameters,
             lr=1.0,
@@ -110,13 +114,23 @@ class QuasiNewtonStepper:
             return (misfit + penalty).detach()
 
         self.optimizer.step(closure)
+        now = float(figures["loss"] + figures["penalty"])
+        gained = self.last - now > 10 * self.rounding * max(1.0, abs(now))
+        self.idle = 0 if gained or not math.isfinite(now) else self.idle + 1
+        self.last = now
         return figures
 
+    @property
+    def settled(self) -> bool:
+        """Whether the last steps gained nothing, so that no further one will on these data."""
+        return self.idle >= _IDLE
+
     def state_dict(self) -> dict[str, Any]:
-        """What L-BFGS remembers of the curvature."""
-        return {"optimizer": self.optimizer.state_dict()}
+        """What L-BFGS remembers of the curvature, and how long it has gained nothing."""
+        return {"optimizer": self.optimizer.state_dict(), "last": self.last, "idle": self.idle}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state given by :meth:`state_dict`."""
         # In memory of its own: where a file's tensors are not aligned, dot products differ in the last bit.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.last, self.idle = state.get("last", math.inf), state.get("idle", 0)
