@@ -17,7 +17,7 @@ import torch
 
 Size = Literal["full", "reduced"]
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "likelihood.json"
-_NOT_ENTRIES = {"__main__", "registry"}
+_NOT_ENTRIES = {"__main__", "registry", "training"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Run:
     """What a call asks of an entry.
 
     Attributes:
-        size: ``full`` for a GPU, ``reduced`` for ten minutes of one core.
+        size: ``full`` for a GPU, ``reduced`` for the better part of an hour of one core.
         device: where the model is trained.
         seed: of initial weights and training.
         seconds: time limit on training where it is other than the entry's own.
