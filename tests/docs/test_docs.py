@@ -157,13 +157,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         env=_environment(),
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_every_cell_of_the_site_was_executed(site: Path) -> None:
     """A page without a notebook header is passed over in silence: so the cells are counted."""
     for tutorial in TUTORIALS:
@@ -175,7 +175,7 @@ def test_every_cell_of_the_site_was_executed(site: Path) -> None:
         assert page.count('class="cell_input') == expected, tutorial.stem
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_cells_of_the_site_print_no_warnings(site: Path) -> None:
     """What a cell writes to stderr would stand on the page, paths of the building machine included."""
     for tutorial in TUTORIALS:
@@ -184,20 +184,20 @@ def test_cells_of_the_site_print_no_warnings(site: Path) -> None:
         assert [o.text for o in outputs if o.get("name") == "stderr"] == [], tutorial.stem
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_site_shows_the_figures(site: Path) -> None:
     page = (site / "html" / "tutorials" / "first_steps.html").read_text()
     assert page.count("<img") >= 5
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_site_has_the_reference(site: Path) -> None:
     page = (site / "html" / "api" / "generated" / "ppgen.contract.html").read_text()
     assert 'id="ppgen.contract.GenerativeModel"' in page
     assert 'id="ppgen.fit"' in (site / "html" / "api" / "ppgen.html").read_text()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_pages_need_no_network(site: Path) -> None:
     """Formulas are MathML, and no page loads a script, a style or a font from elsewhere."""
     pages = [path.read_text() for path in (site / "html").rglob("*.html")]
@@ -208,7 +208,7 @@ def test_pages_need_no_network(site: Path) -> None:
     assert [page[:200] for page in pages if loaded.search(page)] == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_speed_shows_the_committed_figures(site: Path) -> None:
     page = re.sub(r"<[^>]+>", " ", (site / "html" / "explanation" / "speed.html").read_text())
     words = " ".join(page.split())
