@@ -250,8 +250,8 @@ def query(method: _Method) -> _Method:
     """Make a method whose first argument is data ``x`` one that looks at its arguments before they are used.
 
     ``x`` goes through :meth:`GenerativeModel.check_data`, and ``context``, where the method has it, through
-    :meth:`GenerativeModel.context_rows`. The capabilities of this module are queries in every family without
-    this decorator; it is for what a family has beside them, such as the likeliest path of states.
+    :meth:`GenerativeModel.checked_context`. The capabilities of this module are queries in every family
+    without this decorator; it is for what a family has beside them, such as the likeliest path of states.
     """
     signature = inspect.signature(method)
     first = list(signature.parameters)[1]
@@ -266,9 +266,8 @@ def query(method: _Method) -> _Method:
         else:
             _check_numbers(arguments[first], first)
         if "context" in signature.parameters:
-            context = self.context_rows(arguments.get("context"), len(arguments[first]))
+            context = self.checked_context(arguments.get("context"), len(arguments[first]))
             if context is not None:
-                self.check_context_values(context)
                 arguments["context"] = context
         return method(*bound.args, **bound.kwargs)
 
@@ -384,9 +383,7 @@ class GenerativeModel(PyroModule):
             ShapeError, DataError, CapabilityError: a context that does not fit the model.
         """
         check_count(num)
-        context = self.context_rows(context, num)
-        if context is not None:
-            self.check_context_values(context)
+        context = self.checked_context(context, num)
         with forked_rng(seed, self.device):
             return self.model(num=num, context=context)
 
@@ -497,6 +494,13 @@ class GenerativeModel(PyroModule):
                 f"context: expected one row for each of {num} data, or one row for all, got {len(context)}"
             )
         return context.expand(num, *context.shape[1:])
+
+    def checked_context(self, context: Tensor | None, num: int | None = None) -> Tensor | None:
+        """:meth:`context_rows`, once its values have been looked at too."""
+        context = self.context_rows(context, num)
+        if context is not None:
+            self.check_context_values(context)
+        return context
 
     def check_context_values(self, context: Tensor) -> None:
         """Raise :class:`~ppgen.errors.DataError` for NaN in a context, where it has no meaning."""

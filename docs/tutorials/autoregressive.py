@@ -170,20 +170,14 @@ with forked_rng(0):  # the first weights are drawn
     }
 fit(models["MADE"], binary, epochs=6 if small else 40, learning_rate=3e-3)
 fit(models["MADE, 8 orders"], binary, epochs=6 if small else 60, learning_rate=3e-3)
-fit(
-    models["PixelCNN"],
-    binary,
-    batch_size=32,
-    epochs=1 if small else 8,
-    learning_rate=1e-2,
-)
-fit(
-    models["PixelRNN"],
-    binary,
-    batch_size=32,
-    epochs=1 if small else 6,
-    learning_rate=1e-2,
-)
+for name, epochs in (("PixelCNN", 8), ("PixelRNN", 6)):
+    fit(
+        models[name],
+        binary,
+        batch_size=32,
+        epochs=1 if small else epochs,
+        learning_rate=1e-2,
+    )
 
 # %% [markdown]
 # ### Digits of 17 levels, given their class

@@ -219,7 +219,7 @@ class MarkovRandomField(GenerativeModel):
         if num_steps is None and sampler is None:
             return super().sample(num, context, seed=seed)
         check_count(num)
-        context = self._rows(context, num)
+        context = self.checked_context(context, num)
         steps = self.num_gibbs_steps if num_steps is None else num_steps
         with forked_rng(seed, self.device):
             law = self.distribution(context, num_steps=steps, sampler=sampler)
@@ -287,7 +287,7 @@ class MarkovRandomField(GenerativeModel):
             CapabilityError: ``"exact"`` where the tables are too large; ``"ais"`` with a context.
             ConfigError: no such method, or options that make no sense.
         """
-        context = self._rows(context)
+        context = self.checked_context(context)
         if method == "ais":
             return self._annealed_log_partition(context, options)
         if method != "exact":
@@ -359,7 +359,7 @@ class MarkovRandomField(GenerativeModel):
         Raises:
             CapabilityError: tables that are too large.
         """
-        field = self.pairwise_field(self._rows(context))
+        field = self.pairwise_field(self.checked_context(context))
         if field.unary.ndim == 3:
             if len(field.unary) != 1:
                 raise ConfigError(f"context: marginals are of one row, got {len(field.unary)}")
@@ -421,13 +421,6 @@ class MarkovRandomField(GenerativeModel):
         )
 
     # -- private -------------------------------------------------------------------------------
-
-    def _rows(self, context: Tensor | None, num: int | None = None) -> Tensor | None:
-        """A context that has been looked at, ``num`` rows of it where there is a number."""
-        context = self.context_rows(context, num)
-        if context is not None:
-            self.check_context_values(context)
-        return context
 
     def _codes(self, x: Tensor) -> Tensor:
         """Level numbers of data, int64, ``(N, S)``."""

@@ -149,9 +149,8 @@ class Transformer(Stepwise):
                 f"num_steps: nothing to add to a prompt of {x.shape[1]} steps by a model of {capacity}; "
                 f"got num_steps={num_steps}, give how many are to follow"
             )
-        context = self.context_rows(context, num)
+        context = self.checked_context(context, num)
         if context is not None:
-            self.check_context_values(context)
             context = self._features(context)
         items = self._items(context)
         total = torch.cat([x, x.new_empty(len(x), wanted, 1)], dim=1)
